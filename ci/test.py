@@ -1,0 +1,1 @@
+"""Run the tests under coverage and hold the project to its bounds."""

@@ -1,0 +1,155 @@
+"""The tree of errors, split by who must act, and the one mapping to OpenAI error objects.
+
+    WorkerError
+    |-- InvalidJob             the caller: the job or the request cannot be served as it stands
+    |-- InvalidSettings        the operator: variables or files of the deployment are wrong
+    |-- ModelUnavailable       the operator: the weights are missing, incomplete or of a kind no engine here serves
+    |-- EngineFailedToStart    the operator: the engine never became ready
+    |-- EngineRejected         the engine answered, and its answer is an error; status and body are kept
+    |-- EngineDied             the engine ended or broke off while it was needed
+    `-- EngineTimeout          the engine is there and silent
+
+Every error that a caller may see goes through `to_openai`; nothing else writes an error object. Neither a traceback nor a
+Python repr ever passes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+__all__ = [
+    "EngineDied",
+    "EngineFailedToStart",
+    "EngineRejected",
+    "EngineTimeout",
+    "InvalidJob",
+    "InvalidSettings",
+    "ModelUnavailable",
+    "WorkerError",
+    "to_openai",
+]
+
+
+class WorkerError(Exception):
+    """The root; never raised itself."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    param: str | None = None
+
+
+class InvalidJob(WorkerError):
+    """The caller must change the request; `param` names the field."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = "invalid_value", status: int = 400) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+class InvalidSettings(WorkerError):
+    """The operator must change the listed settings; `problems` holds one sentence for each."""
+
+    code = "invalid_settings"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ModelUnavailable(WorkerError):
+    """The operator must provide the weights; the message says what is missing and which variable to set."""
+
+    code = "model_unavailable"
+
+
+class EngineFailedToStart(WorkerError):
+    """The operator must look at the cause in the message; no job was taken."""
+
+    code = "engine_failed_to_start"
+
+
+class EngineRejected(WorkerError):
+    """The engine answered with an error: its HTTP status and body, as they came."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"the engine answered {status}")
+        self.status, self.body = status, body
+
+
+class EngineDied(WorkerError):
+    """The engine's process ended, or its answer broke off before the end; the request may be sent again to another worker."""
+
+    status = 503
+    code = "engine_died"
+
+
+class EngineTimeout(WorkerError):
+    """The engine sent nothing for longer than allowed; the request was given up."""
+
+    status = 504
+    type = "timeout_error"
+    code = "engine_timeout"
+
+
+def to_openai(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the OpenAI error object for any exception.
+
+    An exception from outside the tree is our own fault: it becomes a bare 500, and its text, which may hold anything, stays out.
+    """
+    if isinstance(error, EngineRejected):
+        return _engine_answer(error)
+    if isinstance(error, WorkerError):
+        return error.status, _error_object(str(error), error.type, error.param, error.code)
+    return 500, _error_object("internal error of the worker; its log has the details", "server_error", None, "internal_error")
+
+
+def _error_object(message: str, type_: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+
+def _engine_answer(error: EngineRejected) -> tuple[int, dict[str, Any]]:
+    """Translate the error bodies that FastDeploy's server was seen to send: {"error": {...}}, {"error": text}, {"detail": ...}, or none."""
+    try:
+        body = json.loads(error.body)
+    except ValueError:
+        body = None
+    body = body if isinstance(body, dict) else {}
+    found = body.get("error", body.get("detail"))
+    details = found if isinstance(found, dict) else {"message": found if isinstance(found, str) else None}
+
+    status, code, param = error.status, details.get("code"), details.get("param")
+    # FastDeploy answers 500 to most mistakes of the caller and tells them apart only by type and code.
+    if status >= 500 and code == "model_not_support":
+        status, code, param = 404, "model_not_found", "model"
+    elif status >= 500 and details.get("type") == "invalid_request_error":
+        status = 400
+    fallback = "invalid_request_error" if 400 <= status < 500 else "server_error"
+    message = _without_traceback(str(details.get("message") or f"the engine answered {error.status} without a message"))
+    return status, _error_object(message, _TYPES.get(status, fallback), _text(param), _text(code))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+_WRAPPER = re.compile(r"^request\[[^\]]*\] generator error: ")
+_TRACEBACK = re.compile(r",?\s*Traceback \(most recent call last\):.*", re.DOTALL)
+_LAST_LINE = re.compile(r"^(?:[\w.]+(?:Error|Exception|Warning): )?(.+)$")
+
+
+def _without_traceback(message: str) -> str:
+    """Cut a Python traceback out of a message, keeping what stands before it or else the text of the exception itself."""
+    cut = _TRACEBACK.sub("", _WRAPPER.sub("", message)).strip()
+    if cut or not message.strip():
+        return cut
+    last = message.strip().rsplit("\n", 1)[-1]
+    found = _LAST_LINE.match(last)
+    return found.group(1) if found else last

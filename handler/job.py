@@ -1,0 +1,226 @@
+"""Read a job's input, in any of its three shapes, into one `Request` to the engine.
+
+    {"openai_route": "/v1/chat/completions", "openai_input": {...}}     what RunPod's OpenAI route sends
+    {"route": "/v1/embeddings", "method": "POST", "body": {...}}        any route of the engine
+    {"prompt": "..." | "messages": [...], "sampling_params": {...}}     native
+
+Native input also takes the names `text` and `input` for the prompt, and sampling parameters such as `max_tokens` beside it. Rules
+that are not obvious: `stream` belongs to the body where there is one, and a `stream` beside `openai_route` or `route` is ignored; a
+value in `sampling_params` wins over the same name beside it; `null` means not given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+from handler.errors import InvalidJob
+from handler.settings import BatchLimits
+
+__all__ = ["CHAT", "COMPLETIONS", "Request", "read_job"]
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+_POST_ROUTES = frozenset({CHAT, COMPLETIONS, "/v1/embeddings", "/v1/reward", "/v1/responses", "/v1/messages"})
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+_PROMPTS = ("prompt", "messages", "text", "input")
+_BATCHING = ("max_batch_size", "min_batch_size", "batch_size_growth_factor")
+_SWITCHES = ("stream", "apply_chat_template", "use_openai_format")
+_SAMPLING = frozenset(
+    # OpenAI's fields and FastDeploy's own (FastDeploy 2.3, entrypoints/openai/protocol.py).
+    """bad_words chat_template chat_template_kwargs enable_thinking frequency_penalty guided_choice guided_grammar guided_json guided_regex
+    include_stop_str_in_output logit_bias logprobs max_completion_tokens max_new_tokens max_tokens metadata min_p min_tokens model n
+    presence_penalty reasoning_effort reasoning_max_tokens repetition_penalty response_format return_token_ids seed stop stop_token_ids
+    stream_options structural_tag temperature tool_choice tools top_k top_logprobs top_p user""".split()
+)
+_NATIVE = frozenset((*_PROMPTS, *_BATCHING, *_SWITCHES, "sampling_params", *_SAMPLING))
+MAX_BATCH = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request to the engine.
+
+    `body` is None where the method carries none. `native` asks for the native answer shape; `batch` bounds the pieces of a stream.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    body: dict[str, Any] | None = None
+    stream: bool = False
+    native: bool = False
+    batch: BatchLimits
+
+
+def read_job(job_input: object, defaults: BatchLimits) -> Request:
+    """Return the request that a job's input asks for.
+
+    Raises:
+        InvalidJob: naming the field, what it holds and what was expected.
+    """
+    if not isinstance(job_input, dict):
+        raise InvalidJob(f"input: got {_kind(job_input)}, expected an object", param="input")
+    given = {name: value for name, value in job_input.items() if value is not None}
+    batch = _batch(given, defaults)
+    if "openai_route" in given:
+        request = _openai(given, batch)
+    elif "route" in given:
+        request = _generic(given, batch)
+    elif any(name in given for name in _PROMPTS):
+        request = _native(given, batch)
+    elif "openai_input" in given:
+        raise InvalidJob("openai_route: missing, expected a route such as /v1/chat/completions beside openai_input", param="openai_route")
+    else:
+        raise InvalidJob("input: expected one of openai_route, route, prompt or messages, got none of them", param="input")
+    _check_json(request.body)
+    return request
+
+
+def _openai(given: Mapping[str, Any], batch: BatchLimits) -> Request:
+    path, query = _route(given["openai_route"], "openai_route")
+    body = _object(given.get("openai_input", {}), "openai_input")
+    if path in _POST_ROUTES:
+        if not body:
+            raise InvalidJob(f"openai_input: missing or empty, expected the request body of {path}", param="openai_input")
+        return _post(path, query, body, batch)
+    if not body or path.startswith("/v1/models"):
+        return Request(method="GET", path=path, query=query, batch=batch)
+    return _post(path, query, body, batch)
+
+
+def _generic(given: Mapping[str, Any], batch: BatchLimits) -> Request:
+    path, query = _route(given["route"], "route")
+    body = None if given.get("body") is None else _object(given["body"], "body")
+    method = given.get("method", "GET" if body is None else "POST")
+    if not isinstance(method, str) or method.upper() not in _METHODS:
+        raise InvalidJob(f"method: got {_shown(method)}, expected one of {', '.join(_METHODS)}", param="method")
+    method = method.upper()
+    if method in {"GET", "HEAD", "OPTIONS", "DELETE"}:
+        if body:
+            raise InvalidJob(f"body: a {method} request carries none", param="body")
+        return Request(method=method, path=path, query=query, batch=batch)
+    return replace(_post(path, query, body or {}, batch), method=method)
+
+
+def _post(path: str, query: str, body: dict[str, Any], batch: BatchLimits) -> Request:
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidJob(f"stream: got {_shown(stream)}, expected true or false", param="stream")
+    return Request(method="POST", path=path, query=query, body=body, stream=bool(stream), batch=batch)
+
+
+def _native(given: Mapping[str, Any], batch: BatchLimits) -> Request:
+    for name in given:
+        if name not in _NATIVE:
+            near = difflib.get_close_matches(name, _NATIVE, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidJob(f"{name}: unknown field{hint}", param=name, code="unknown_field")
+    switches = {name: given.get(name, False) for name in _SWITCHES}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidJob(f"{name}: got {_shown(value)}, expected true or false", param=name)
+
+    body = {name: value for name, value in given.items() if name in _SAMPLING}
+    body |= {name: value for name, value in _object(given.get("sampling_params", {}), "sampling_params").items() if value is not None}
+    for name in (*_PROMPTS, "stream"):
+        if name in body:
+            raise InvalidJob(f"sampling_params.{name}: belongs beside sampling_params, not into it", param=f"sampling_params.{name}")
+    if "max_new_tokens" in body:
+        body.setdefault("max_tokens", body.pop("max_new_tokens"))
+        body.pop("max_new_tokens", None)
+
+    path = _prompt(given, body, chat=switches["apply_chat_template"])
+    native = not switches["use_openai_format"]
+    if switches["stream"]:
+        body["stream"] = True
+        if native:
+            body["stream_options"] = {"include_usage": True}
+    return Request(method="POST", path=path, body=body, stream=switches["stream"], native=native, batch=batch)
+
+
+def _prompt(given: Mapping[str, Any], body: dict[str, Any], *, chat: bool) -> str:
+    """Write the one prompt that was given into `body` and return the route that takes it."""
+    names = [name for name in _PROMPTS if name in given]
+    if len(names) > 1:
+        raise InvalidJob(f"{names[1]}: got both {' and '.join(names)}, expected one of them", param=names[1])
+    name, value = names[0], given[names[0]]
+    if name == "messages":
+        if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+            raise InvalidJob(f"messages: got {_shown(value)}, expected a list of message objects, at least one", param="messages")
+        body["messages"] = value
+        return CHAT
+    if chat:
+        if not isinstance(value, str):
+            raise InvalidJob(f"{name}: got {_kind(value)}, expected a text when apply_chat_template is true", param=name)
+        body["messages"] = [{"role": "user", "content": value}]
+        return CHAT
+    if not isinstance(value, (str, list)) or not value:
+        raise InvalidJob(f"{name}: got {_shown(value)}, expected a text, a list of texts or token ids, not empty", param=name)
+    body["prompt"] = value
+    return COMPLETIONS
+
+
+def _route(value: object, field: str) -> tuple[str, str]:
+    """Return path and query of a route, without a leading `/openai`, without a trailing slash."""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidJob(f"{field}: got {_shown(value)}, expected a path such as /v1/chat/completions", param=field)
+    path, _, query = value.strip().partition("?")
+    path = "/" + path.strip("/")
+    if path.startswith("/openai/"):
+        path = path.removeprefix("/openai")
+    parts = unquote(path).split("/")
+    if ".." in parts or "" in parts[1:] or not value.isprintable() or "#" in value or "\\" in value:
+        raise InvalidJob(f"{field}: got {_shown(value)}, expected a plain path such as /v1/chat/completions", param=field)
+    return path, query
+
+
+def _batch(given: Mapping[str, Any], defaults: BatchLimits) -> BatchLimits:
+    """Return the batch bounds of this request: its own where given, else the deployment's, kept in order."""
+    most = _number(given, "max_batch_size", defaults.maximum, whole=True)
+    least = _number(given, "min_batch_size", min(defaults.minimum, most), whole=True)
+    if least > most:
+        if "max_batch_size" in given:
+            raise InvalidJob(f"min_batch_size: got {least:g}, expected at most max_batch_size, which is {most:g}", param="min_batch_size")
+        most = least
+    growth = _number(given, "batch_size_growth_factor", defaults.growth, whole=False)
+    return BatchLimits(minimum=int(least), maximum=int(most), growth=growth)
+
+
+def _number(given: Mapping[str, Any], name: str, default: float, *, whole: bool) -> float:
+    value = given.get(name, default)
+    right = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= MAX_BATCH and (not whole or value == int(value))
+    )
+    if not right:
+        raise InvalidJob(f"{name}: got {_shown(value)}, expected a {'whole ' if whole else ''}number from 1 to {MAX_BATCH}", param=name)
+    return float(value)
+
+
+def _object(value: object, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidJob(f"{field}: got {_kind(value)}, expected an object", param=field)
+    return value
+
+
+def _check_json(body: object) -> None:
+    """Refuse what JSON cannot carry to the engine: NaN and the infinities, which Python's reader lets through, and nesting without end."""
+    try:
+        json.dumps(body, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidJob(f"input: cannot be sent to the engine as JSON ({error})", param="input") from None
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{_kind(value)} of {len(text)} characters"

@@ -1,0 +1,108 @@
+"""One job from a file, through the same handler that serves RunPod, to a person at a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from handler.engine import SupervisedEngine
+from handler.errors import InvalidJob
+from handler.proxy import Proxy
+from handler.serverless import Handler
+from handler.settings import Settings
+from handler.sse import FrameSplitter, data_of, is_done
+
+__all__ = ["answer_once", "parse_test_job", "read_test_job"]
+
+
+def read_test_job(path: Path) -> dict[str, Any]:
+    """Return the job in a `test_input.json`; raises InvalidJob when it cannot be read or is no job."""
+    try:
+        return parse_test_job(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidJob(f"{path}: cannot be read ({error})", param="input") from None
+
+
+def parse_test_job(text: str, source: str) -> dict[str, Any]:
+    """Return the job in a JSON text, an object whose `input` is the job's input; raises InvalidJob naming `source` when it is none."""
+    try:
+        job = json.loads(text)
+    except ValueError as error:
+        raise InvalidJob(f"{source}: expected JSON ({error})", param="input") from None
+    if not isinstance(job, dict) or "input" not in job:
+        raise InvalidJob(f'{source}: expected an object with "input"', param="input")
+    return {"id": "local", **job}
+
+
+def answer_once(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:
+    """Print the answer to one job as it comes, then a line of figures; return whether it succeeded."""
+    engine.wait_ready()
+    return asyncio.run(_answer(engine, settings, job))
+
+
+async def _answer(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:
+    started, printer = time.perf_counter(), _Printer()
+    async with Proxy(engine.url, engine.death, stall_timeout=settings.limits.stall_timeout) as proxy:
+        pieces = Handler(proxy, settings).answer(job)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, dict) and isinstance(piece.get("error"), str):
+                    print(f"\n{piece['error']}", file=sys.stderr)
+                    return False
+                printer.show(piece, time.perf_counter() - started)
+    printer.figures(time.perf_counter() - started)
+    return True
+
+
+class _Printer:
+    """Shows what pieces say, whatever their shape, and counts."""
+
+    def __init__(self) -> None:
+        self._splitter = FrameSplitter()
+        self._prompt_tokens: int | None = None
+        self._output_tokens: int | None = None
+        self._first: float | None = None
+
+    def show(self, piece: Any, now: float) -> None:
+        for answer in self._answers(piece):
+            if usage := answer.get("usage"):
+                self._prompt_tokens = usage.get("prompt_tokens", usage.get("input"))
+                self._output_tokens = usage.get("completion_tokens", usage.get("output"))
+            text = "".join(_texts(answer))
+            if text and self._first is None:
+                self._first = now
+            print(text, end="", flush=True)
+
+    def _answers(self, piece: Any) -> list[dict[str, Any]]:
+        if isinstance(piece, str):
+            return [json.loads(data_of(frame) or b"{}") for frame in self._splitter.feed(piece.encode()) if not is_done(frame)]
+        if isinstance(piece, dict) and "choices" in piece:
+            return [piece]
+        print(json.dumps(piece, ensure_ascii=False, indent=2), end="")
+        return []
+
+    def figures(self, total: float) -> None:
+        print()
+        if self._first is None:
+            return
+        after = total - self._first
+        rate = f"{(self._output_tokens - 1) / after:.1f}" if self._output_tokens and self._output_tokens > 1 and after > 0 else "-"
+        tokens = f"{_known(self._prompt_tokens)} prompt tokens, {_known(self._output_tokens)} output tokens"
+        print(f"\n{tokens}, TTFT {self._first * 1000:.0f} ms, {rate} tokens/s")
+
+
+def _known(count: int | None) -> str:
+    return "-" if count is None else str(count)
+
+
+def _texts(answer: dict[str, Any]) -> list[str]:
+    found: list[str] = []
+    for choice in answer.get("choices", []):
+        message = choice.get("delta") or choice.get("message") or {}
+        found += [message.get("reasoning_content") or "", message.get("content") or choice.get("text") or "", *choice.get("tokens", [])]
+    return found

@@ -1,0 +1,187 @@
+"""Send a `Request` to the engine and relay its answer: pieces of whole frames for a stream, one JSON value otherwise.
+
+Closing the iterator closes the connection, and that is how the engine learns to stop working. This is the only place where exceptions of
+the HTTP client are translated, and they are translated once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+import aiohttp
+import yarl
+
+from handler.batching import Batcher
+from handler.errors import EngineDied, EngineRejected, EngineTimeout, WorkerError
+from handler.job import CHAT, COMPLETIONS, Request
+from handler.native import native_answer, native_piece
+from handler.sse import FrameSplitter, data_of, is_done
+
+__all__ = ["Piece", "Proxy"]
+
+Piece = Any
+"""What one yield carries: text made of whole SSE frames, or a JSON value."""
+
+T = TypeVar("T")
+
+_ENDS_WITH_DONE = frozenset({CHAT, COMPLETIONS})
+_ERROR_FRAME = b'data: {"error":'
+_KNOWN_SOON = 1.0
+"""Seconds that a broken connection waits for the news that the engine died, which tells the caller more than the broken connection does."""
+
+
+class Proxy:
+    """The way to one engine: one client session for all requests, on the loop that enters it."""
+
+    def __init__(self, url: str, death: Future[EngineDied], *, stall_timeout: float) -> None:
+        self._url, self._death, self._stall_timeout = yarl.URL(url), death, stall_timeout
+
+    async def __aenter__(self) -> Proxy:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._stall_timeout)
+        # FastDeploy's server (uvicorn) drops a connection after 5 idle seconds; taking one up at that moment would look like a death.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        loop = asyncio.get_running_loop()
+        died = self._died = loop.create_future()
+
+        def tell(death: Future[EngineDied]) -> None:
+            with contextlib.suppress(RuntimeError):  # this loop has ended, and nobody waits
+                loop.call_soon_threadsafe(died.set_result, death.result())
+
+        self._death.add_done_callback(tell)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._session.close()
+
+    async def engine_died(self) -> EngineDied:
+        """Wait for the engine's death."""
+        return await asyncio.shield(self._died)
+
+    async def relay(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """Yield the engine's answer.
+
+        Raises:
+            EngineRejected: the engine answered with an error, before or in the middle of a stream.
+            EngineDied: the engine ended, or broke off its answer.
+            EngineTimeout: the engine sent nothing for the stall timeout.
+        """
+        if not request.stream:
+            answer = await self._while_alive(self._fetch(request))
+            yield native_answer(answer) if request.native else answer
+            return
+        batcher = Batcher(request.batch)
+        pump = asyncio.create_task(self._pump(request, batcher))
+        try:
+            while frames := await batcher.take():
+                if not request.native:
+                    yield b"".join(frames).decode("utf-8", "replace")
+                elif piece := native_piece(frames):
+                    yield piece
+        finally:
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+
+    async def _fetch(self, request: Request) -> Any:
+        async with self._translated(), self._send(request) as response:
+            return _value(await response.read())
+
+    async def _pump(self, request: Request, batcher: Batcher) -> None:
+        """Move frames from the engine to the batcher until either side ends, and close the batcher with the reason."""
+        try:
+            await self._while_alive(self._read_frames(request, batcher))
+        except WorkerError as error:
+            batcher.close(error)
+        else:
+            batcher.close()
+
+    async def _read_frames(self, request: Request, batcher: Batcher) -> None:
+        splitter, done = FrameSplitter(), False
+        async with self._translated(), self._send(request) as response:
+            async for chunk in response.content.iter_any():
+                for frame in splitter.feed(chunk):
+                    done = done or is_done(frame)
+                    _forward(frame, batcher)
+                await batcher.room()
+        for frame in splitter.close():
+            done = done or is_done(frame)
+            _forward(frame, batcher)
+        if request.path in _ENDS_WITH_DONE and not done:
+            raise EngineDied("the engine's stream ended without [DONE]")
+
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work at the engine, but not beyond the engine's own life: an orphan of it may hold the connection open."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, self._died}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise EngineDied(str(self._died.result()))
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = self._url.join(yarl.URL(request.path + (f"?{request.query}" if request.query else ""), encoded=True))
+        async with self._session.request(request.method, url, json=request.body) as response:
+            if response.status >= 400:
+                raise EngineRejected(response.status, await response.read())
+            if request.stream and response.content_type != "text/event-stream":
+                raise EngineRejected(502, await response.read())
+            yield response
+
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except asyncio.TimeoutError as error:
+            raise EngineTimeout(f"the engine sent nothing for {self._stall_timeout:g} s (REQUEST_STALL_TIMEOUT)") from error
+        except aiohttp.ClientError as error:
+            await asyncio.wait({self._died}, timeout=_KNOWN_SOON)
+            news = str(self._died.result()) if self._died.done() else f"the engine broke off its answer ({type(error).__name__})"
+            raise EngineDied(news) from error
+
+
+def _forward(frame: bytes, batcher: Batcher) -> None:
+    if frame.startswith(_ERROR_FRAME):
+        raise EngineRejected(500, data_of(frame) or b"")
+    counts = b'"choices":[{' in frame and b'"role":"assistant"' not in frame  # the chunk that opens a chat answer holds no token
+    batcher.put(frame, tokens=int(counts))
+
+
+def _value(body: bytes) -> Any:
+    """Return a whole answer as the JSON value that it is, or as text when it is none, in a form that every JSON writer takes.
+
+    NaN and the infinities, which Python's reader lets through, become null, and halves of surrogate pairs U+FFFD: the SDK loses a job
+    over either.
+    """
+    text = body.decode("utf-8", "replace")
+    try:
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except ValueError:
+        return text or {"status": 200}
+    return _whole_characters(value) if "\\ud" in text.lower() else value
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_whole_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole_characters(name): _whole_characters(item) for name, item in value.items()}
+    return value

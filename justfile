@@ -1,0 +1,60 @@
+# Every recipe a person uses. `ci/just RECIPE` installs what is missing first.
+set positional-arguments
+
+python := ".venv/bin/python"
+
+# List the recipes
+default:
+    @just --justfile "{{justfile()}}" --list --unsorted
+
+# Answer one prompt on this machine, without a GPU: run [prompt=TEXT | input=FILE] [model=NAME_OR_DIRECTORY]
+run *arguments:
+    @{{python}} -m ci.run "$@"
+
+# Run every proof: linters, types, tests with coverage
+[group('check')]
+test: _tools lint types
+    {{python}} -m ci.test
+
+# Look for mistakes in style
+[group('check')]
+lint: _tools
+    .venv/bin/ruff check
+    .venv/bin/ruff format --check
+    .venv/bin/vulture handler ci --min-confidence 80
+
+# Check the types
+[group('check')]
+types: _tools
+    .venv/bin/mypy
+
+# Reformat the code
+[group('check')]
+format: _tools
+    .venv/bin/ruff check --fix-only
+    .venv/bin/ruff format
+
+# Compare the CPU engine with transformers, live (installs torch into .venv-torch)
+[group('check')]
+parity:
+    ci/demo_model/install.sh
+    .venv-torch/bin/python -m ci.parity.compare
+
+# Measure: bench cpu
+[group('check')]
+bench name *arguments:
+    {{python}} -m ci.bench.{{name}} "${@:2}"
+
+# Train the demo checkpoint again (installs torch into .venv-torch)
+[group('build')]
+demo-model:
+    ci/demo_model/install.sh
+    .venv-torch/bin/python -m ci.demo_model.train
+
+# Resolve the dependencies again and write the lock files
+[group('build')]
+lock: _tools
+    ci/lock.sh
+
+_tools:
+    @ci/install test

@@ -1,0 +1,8 @@
+"""Asyncio for every async test here."""
+
+import pytest
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
