@@ -35,7 +35,7 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
         settings = read_settings(environment)
         logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
         return 0 if _run(settings, lifecycle, environment, argv) and lifecycle.state is not State.DEAD else 1
-    except (WorkerError, OSError) as error:
+    except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

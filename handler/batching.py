@@ -3,7 +3,7 @@
 The RunPod SDK awaits one POST for every yield. The first frame leaves at once; what arrives during its POST leaves with the next
 yield, and so on. Thus the number of trips follows the round-trip time by itself, and no frame ever waits while the consumer does.
 `BatchLimits` bounds a batch from above only, in tokens: the first batch of a request holds at most `minimum`, each next one `growth`
-times more, none over `maximum`.
+times more, none over `maximum`. Frames without a token, such as the one that opens a chat answer, count for nothing.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Batcher:
             batch.append(frame)
             tokens, size = tokens + weight, size + len(frame)
             self._frames.popleft()
-        self._size.grow()
+        if tokens:
+            self._size.grow()
         self._waiting -= size
         if self._waiting <= self._max_waiting:
             self._room.set()

@@ -28,8 +28,8 @@ import aiohttp
 import anyio.from_thread
 import psutil
 
-from handler.errors import EngineDied, EngineFailedToStart
-from handler.lifecycle import Event, Lifecycle
+from handler.errors import EngineDied, EngineFailedToStart, InvalidSettings
+from handler.lifecycle import Event, Lifecycle, State
 from handler.settings import EngineSettings
 
 __all__ = [
@@ -163,14 +163,17 @@ class EngineProcess:
 
     async def __aenter__(self) -> EngineProcess:
         log.info("starting the %s engine: %s", self._engine.name, " ".join(self._argv))
-        self._process = await asyncio.create_subprocess_exec(
-            *self._argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=self._environment,
-            start_new_session=True,
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InvalidSettings([f"ENGINE_PYTHON: got {self._argv[0]!r}, which cannot be run ({error.strerror})"]) from None
         self._relay = asyncio.create_task(self._relay_output())
         self._watch = asyncio.create_task(self._watch_exit())
         return self
@@ -240,12 +243,14 @@ class EngineProcess:
         await self._process.wait()
         if self._stopping:
             return
+        served = self._lifecycle.state is not State.STARTING
         self._lifecycle.report(Event.ENGINE_DIED)
         _kill_group(self._process.pid)  # what it started may live on, and even answer /health
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._relay), 0.5)
         died = EngineDied(f"the {self._engine.name} engine {self._exit()} while it was needed")
-        log.error("%s", self._story(str(died)))
+        if served:  # before that, `ready` tells the story
+            log.error("%s", self._story(str(died)))
         self.death.set_result(died)
 
     async def _stop(self) -> None:

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 from typing import Any
 
 from aiohttp import web
 
 from handler.engine import SupervisedEngine
-from handler.errors import InvalidJob, WorkerError, to_openai
+from handler.errors import InvalidJob, InvalidSettings, WorkerError, to_openai
 from handler.job import Request, read_job
 from handler.lifecycle import Event, Lifecycle, State
 from handler.proxy import Proxy
@@ -95,7 +96,7 @@ def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle) ->
 
     Raises:
         EngineFailedToStart: when the engine never became ready.
-        OSError: when the port is taken.
+        InvalidSettings: when the port is taken.
     """
     asyncio.run(_serve(engine, settings, lifecycle))
 
@@ -110,7 +111,7 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, "0.0.0.0", settings.port).start()  # noqa: S104  # the platform reaches it from outside
+            await _listen(runner, settings.port)
             log.info("answering on port %d", settings.port)
             ready = asyncio.ensure_future(asyncio.to_thread(engine.wait_ready))
             events = {asyncio.ensure_future(asked.wait()), asyncio.ensure_future(proxy.engine_died())}
@@ -121,3 +122,10 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
         finally:
             lifecycle.report(Event.TERM)
             await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, port: int) -> None:
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104  # the platform reaches it from outside
+    except OSError as error:
+        raise InvalidSettings([f"PORT: got {port}, which is taken or not allowed ({os.strerror(error.errno or 0)})"]) from None

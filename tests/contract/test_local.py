@@ -1,0 +1,80 @@
+"""One job from a file or the command line, at a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.contract.worker import ROOT, Worker, replayed_engine
+
+pytestmark = pytest.mark.anyio
+FIGURES = re.compile(r"^\d+ prompt tokens, \d+ output tokens, TTFT \d+ ms, (\d+\.\d|-) tokens/s$")
+
+
+async def test_test_input_json_is_answered_with_figures(engine_variables: dict[str, str]) -> None:
+    async with Worker(engine_variables, {"LOG_LEVEL": "WARNING"}) as worker:
+        assert await worker.wait(30) == 0
+        assert len(worker.lines[0]) > 20, worker.output
+        assert FIGURES.match(worker.lines[-1]), worker.output
+        assert not worker.left_behind()
+
+
+@pytest.mark.parametrize(
+    "job_input",
+    [
+        {"prompt": "Hello", "max_tokens": 3},
+        {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
+        {"openai_route": "/v1/chat/completions", "openai_input": {"messages": [{"role": "user", "content": "Hello"}]}},
+    ],
+    ids=["native", "native-stream", "openai-whole"],
+)
+async def test_every_shape_of_answer_is_shown(engine_variables: dict[str, str], job_input: dict[str, object]) -> None:
+    job = json.dumps({"input": job_input})
+    async with Worker(engine_variables, {"LOG_LEVEL": "WARNING"}, arguments=("--test_input", job)) as worker:
+        assert await worker.wait(30) == 0
+        assert FIGURES.match(worker.lines[-1]), worker.output
+
+
+async def test_other_json_is_shown_as_it_is() -> None:
+    job = json.dumps({"input": {"openai_route": "/v1/models"}})
+    async with Worker(replayed_engine(), {"LOG_LEVEL": "WARNING"}, arguments=("--test_input", job)) as worker:
+        assert await worker.wait(30) == 0
+        assert json.loads(worker.output)["object"] == "list"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--input", "none.json"), "none.json: cannot be read"),
+        (("--test_input", "{"), "--test_input: expected JSON"),
+        (("--test_input", "[1]"), '--test_input: expected an object with "input"'),
+    ],
+)
+async def test_a_bad_local_job_ends_before_the_engine_starts(arguments: tuple[str, ...], words: str) -> None:
+    async with Worker(replayed_engine(), arguments=arguments) as worker:
+        assert await worker.wait(30) == 1
+        assert f"error: {words}" in worker.output
+        assert "starting" not in worker.output
+
+
+async def test_a_job_that_fails_is_shown_and_counts(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps({"input": {"prompt": ""}}))
+    async with Worker(replayed_engine(), {"LOG_LEVEL": "WARNING"}, arguments=("--input", str(file))) as worker:
+        assert await worker.wait(30) == 1
+        assert '"param": "prompt"' in worker.output
+
+
+async def test_run_answers_a_prompt_with_the_demo_model() -> None:
+    import asyncio
+    import sys
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ci.run", "prompt=Who are you?", cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, error = await process.communicate()
+    assert process.returncode == 0, error
+    assert b"demo" in out

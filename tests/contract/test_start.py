@@ -1,0 +1,116 @@
+"""Starting with what is wrong: one clear error, exit code 1, nothing left running."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ci.jobserver import JobServer
+from tests.contract.worker import DEMO, Worker, cpu_engine, replayed_engine
+
+pytestmark = pytest.mark.anyio
+
+
+async def fails(worker: Worker, *words: str) -> None:
+    async with worker:
+        assert await worker.wait(30) == 1
+        for word in words:
+            assert word in worker.output, worker.output
+        assert "Traceback" not in worker.output, worker.output
+        assert not worker.left_behind()
+
+
+async def test_all_wrong_variables_are_named_at_once() -> None:
+    wrong = {"MODEL": "", "ENGINE": "gpu", "MAX_NUM_SEQ": "9", "DEFAULT_BATCH_SIZE": "none"}
+    await fails(
+        Worker(wrong),
+        "MODEL: not set",
+        "ENGINE: got 'gpu', expected one of auto, fastdeploy, cpu",
+        "MAX_NUM_SEQ: unknown; did you mean MAX_NUM_SEQS?",
+        "DEFAULT_BATCH_SIZE: got 'none', expected a whole number",
+    )
+
+
+async def test_a_model_that_is_no_directory_is_named(tmp_path: Path) -> None:
+    await fails(Worker(cpu_engine(tmp_path / "none")), "MODEL: got", "no directory")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda model: (model / "config.json").unlink(), ["config.json"]),
+        (lambda model: (model / "config.json").write_text("{"), ["config.json"]),
+        (
+            lambda model: (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-1000]),
+            ["model.safetensors"],
+        ),
+        (lambda model: (model / "model.safetensors").unlink(), ["safetensors"]),
+        (lambda model: [(model / name).unlink() for name in ("tokenizer.model", "tokenizer.json")], ["tokenizer"]),
+        (
+            lambda model: (model / "config.json").write_text(
+                json.dumps(json.loads((model / "config.json").read_text()) | {"architectures": ["MoonForCausalLM"]})
+            ),
+            ["MoonForCausalLM"],
+        ),
+    ],
+    ids=["no-config", "broken-config", "truncated-weights", "no-weights", "no-tokenizer", "unknown-architecture"],
+)
+async def test_a_damaged_checkpoint_is_named_and_no_job_is_taken(tmp_path: Path, jobs: JobServer, damage: object, words: list[str]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO, model)
+    damage(model)  # type: ignore[operator]
+    worker = Worker(cpu_engine(model), jobs.environment())
+    async with worker:
+        assert await worker.wait(30) == 1
+        assert "error: the cpu engine ended with exit code 1 before it was ready" in worker.output
+        for word in words:
+            assert word in worker.output, worker.output
+    assert not jobs.takes
+
+
+@pytest.mark.parametrize(("fault", "code"), [("exit-0-while-loading", 0), ("exit-1-while-loading", 1)])
+async def test_an_engine_that_ends_while_loading_is_a_failure_whatever_its_code(jobs: JobServer, fault: str, code: int) -> None:
+    worker = Worker(replayed_engine("--fault", fault), jobs.environment())
+    await fails(worker, f"error: the fastdeploy engine ended with exit code {code} before it was ready; its last lines:")
+    assert not jobs.takes
+
+
+async def test_an_engine_that_never_gets_ready_is_given_up(jobs: JobServer) -> None:
+    worker = Worker(replayed_engine("--fault", "hang-while-loading"), jobs.environment(), {"ENGINE_STARTUP_TIMEOUT": "2"})
+    await fails(worker, "error: the fastdeploy engine was not ready within 2 s (ENGINE_STARTUP_TIMEOUT)")
+
+
+async def test_an_engine_that_listens_but_does_not_answer_is_not_ready(jobs: JobServer) -> None:
+    worker = Worker(replayed_engine("--fault", "never-answer"), jobs.environment(), {"ENGINE_STARTUP_TIMEOUT": "3"})
+    await fails(worker, "was not ready within 3 s")
+    assert not jobs.takes
+
+
+async def test_an_interpreter_that_is_not_there_is_named() -> None:
+    await fails(Worker(replayed_engine(), {"ENGINE_PYTHON": "/nonexistent/python"}), "ENGINE_PYTHON: got '/nonexistent/python'")
+
+
+async def test_auto_takes_the_cpu_engine_where_fastdeploy_is_not_installed(tmp_path: Path) -> None:
+    job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
+    async with Worker(cpu_engine(), {"ENGINE": "auto"}, arguments=("--test_input", job)) as worker:
+        assert await worker.wait(30) == 0
+        assert "starting the cpu engine" in worker.output
+
+
+async def test_auto_takes_fastdeploy_where_it_is_installed() -> None:
+    job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
+    async with Worker(replayed_engine(), {"ENGINE": "auto"}, arguments=("--test_input", job)) as worker:
+        assert await worker.wait(30) == 0
+        assert "starting the fastdeploy engine" in worker.output
+
+
+async def test_secrets_reach_neither_the_engine_nor_the_log() -> None:
+    secrets = {"HF_TOKEN": "hf_abcdef", "RUNPOD_AI_API_KEY": "rp_abcdef", "MY_API_KEY": "ak_abcdef", "RUNPOD_POD_ID": "pod_abcdef"}
+    async with Worker(replayed_engine("--start-delay", "30"), secrets, {"PORT": "0", "LOG_LEVEL": "DEBUG"}) as worker:
+        await worker.wait_line("starting the fastdeploy engine")
+        await worker.wait_line("Waiting")
+        for line in [worker.output, *worker.engine().cmdline(), *worker.engine().environ().values()]:
+            assert "abcdef" not in line
