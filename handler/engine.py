@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess  # noqa: TID251
 import sys
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,15 @@ output = logging.getLogger("engine")
 
 LAST_LINES = 20
 """How many of the engine's last lines of output an error carries."""
+
+MAX_LINE = 65536
+"""Bytes after which a line of the engine's output is cut: a progress bar may never end its line."""
+
+_LAST_WORDS = 0.5
+"""Seconds that the output of an engine that has ended may take to arrive."""
+
+_MARK = "WORKER_ENGINE"
+"""The variable by which the processes of one engine are known."""
 
 _POLL = 0.05
 """Seconds between two questions whether the engine is ready; an open port answers within a millisecond."""
@@ -153,7 +163,8 @@ class EngineProcess:
 
     def __init__(self, engine: Engine, settings: EngineSettings, lifecycle: Lifecycle, environment: Mapping[str, str]) -> None:
         self._engine, self._settings, self._lifecycle = engine, settings, lifecycle
-        self._environment = engine_environment(environment) | engine.variables()
+        self._mark = uuid.uuid4().hex
+        self._environment = engine_environment(environment) | engine.variables() | {_MARK: self._mark}
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._stopping = False
         port = _free_port()
@@ -164,11 +175,12 @@ class EngineProcess:
     async def __aenter__(self) -> EngineProcess:
         log.info("starting the %s engine: %s", self._engine.name, " ".join(self._argv))
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+            # Not asyncio's own: its wait() waits for the end of the output too, which an orphan of the engine holds open.
+            self._process = subprocess.Popen(  # noqa: S603, ASYNC220  # starting takes a millisecond
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,
             )
@@ -220,18 +232,21 @@ class EngineProcess:
 
     async def _relay_output(self) -> None:
         """Log the engine's output line by line, and keep the last lines for errors."""
-        stream = self._process.stdout
-        if stream is None:
-            raise AssertionError("the engine's output is a pipe")
+        stream = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(stream)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, self._process.stdout)
         rest = b""
-        while chunk := await stream.read(65536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > 65536:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._log_line(line)
-        if rest:
-            self._log_line(rest)
+        try:
+            while chunk := await stream.read(65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > MAX_LINE:
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._log_line(line)
+        finally:
+            if rest:
+                self._log_line(rest)
+            transport.close()
 
     def _log_line(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
@@ -240,34 +255,36 @@ class EngineProcess:
 
     async def _watch_exit(self) -> None:
         """Wait for the engine's end, whatever it is; unasked, any exit code is a failure (FastDeploy ends with 0 after a crash)."""
-        await self._process.wait()
+        await asyncio.to_thread(self._process.wait)
         if self._stopping:
             return
         served = self._lifecycle.state is not State.STARTING
         self._lifecycle.report(Event.ENGINE_DIED)
-        _kill_group(self._process.pid)  # what it started may live on, and even answer /health
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._relay), 0.5)
+        await asyncio.wait({self._relay}, timeout=_LAST_WORDS)
         died = EngineDied(f"the {self._engine.name} engine {self._exit()} while it was needed")
         if served:  # before that, `ready` tells the story
             log.error("%s", self._story(str(died)))
         self.death.set_result(died)
+        self._kill_family()  # what it started may live on, hold the GPU's memory and even answer /health
 
     async def _stop(self) -> None:
-        """TERM, wait, KILL, reap: the process, its group, and the descendants that left the group."""
-        family = _descendants(self._process.pid)
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), self._settings.stop_timeout)
-        family |= _descendants(self._process.pid)
-        _kill_group(self._process.pid)
+        """TERM, wait, KILL, reap: the process and everything that it started."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            await asyncio.wait({self._watch}, timeout=self._settings.stop_timeout)
+        self._kill_family()
+        await self._watch
+        await asyncio.wait({self._relay}, timeout=_LAST_WORDS)
+        self._relay.cancel()
+        await asyncio.gather(self._relay, return_exceptions=True)
+
+    def _kill_family(self) -> None:
+        """End every process of the engine and reap those that became ours."""
+        family = _family(self._process.pid, self._mark)
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        await self._process.wait()
-        await asyncio.gather(self._relay, self._watch, return_exceptions=True)
+        psutil.wait_procs([process for process in family if process.pid != self._process.pid], timeout=1)
 
     def _exit(self) -> str:
         code = self._process.returncode
@@ -303,14 +320,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _descendants(pid: int) -> set[psutil.Process]:
-    try:
-        return set(psutil.Process(pid).children(recursive=True))
-    except psutil.NoSuchProcess:
-        return set()
+def _family(pid: int, mark: str) -> list[psutil.Process]:
+    """Return the processes of an engine that live: its session, and those that left it.
 
-
-def _kill_group(pid: int) -> None:
-    """End whatever is left of the session that the engine leads."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    FastDeploy's launcher calls setsid, and after a crash its children belong to nobody; but they inherited the environment with the mark.
+    Those that gave themselves another title (gunicorn's workers) have lost their environment's text, but not their session.
+    """
+    family = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if process.pid != os.getpid() and (os.getsid(process.pid) == pid or process.environ().get(_MARK) == mark):
+                family.append(process)
+    return family

@@ -132,7 +132,7 @@ def _engine_answer(error: EngineRejected) -> tuple[int, dict[str, Any]]:
     elif status >= 500 and details.get("type") == "invalid_request_error":
         status = 400
     fallback = "invalid_request_error" if 400 <= status < 500 else "server_error"
-    message = _without_traceback(str(details.get("message") or f"the engine answered {error.status} without a message"))
+    message = _presentable(str(details.get("message") or "")) or f"the engine answered {error.status} without a message"
     return status, _error_object(message, _TYPES.get(status, fallback), _text(param), _text(code))
 
 
@@ -142,14 +142,19 @@ def _text(value: object) -> str | None:
 
 _WRAPPER = re.compile(r"^request\[[^\]]*\] generator error: ")
 _TRACEBACK = re.compile(r",?\s*Traceback \(most recent call last\):.*", re.DOTALL)
+_DICTIONARY = re.compile(r":? *\{'.*\}\s*$", re.DOTALL)
+_DIRECTORIES = re.compile(r"(?<![\w/:.])/(?:[\w.+-]+/)+")
 _LAST_LINE = re.compile(r"^(?:[\w.]+(?:Error|Exception|Warning): )?(.+)$")
 
 
-def _without_traceback(message: str) -> str:
-    """Cut a Python traceback out of a message, keeping what stands before it or else the text of the exception itself."""
+def _presentable(message: str) -> str:
+    """Return an engine's message without what tells of its insides: tracebacks, Python dicts, directories.
+
+    Of a traceback that stands alone, the text of the exception is left.
+    """
     cut = _TRACEBACK.sub("", _WRAPPER.sub("", message)).strip()
-    if cut or not message.strip():
-        return cut
-    last = message.strip().rsplit("\n", 1)[-1]
-    found = _LAST_LINE.match(last)
-    return found.group(1) if found else last
+    if not cut:
+        last = message.strip().rsplit("\n", 1)[-1].strip()
+        found = _LAST_LINE.match(last)
+        cut = found.group(1) if found else last
+    return _DIRECTORIES.sub("", _DICTIONARY.sub("", cut)).strip()

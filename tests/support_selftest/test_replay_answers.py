@@ -51,14 +51,16 @@ def twins(recording: Recording, among: list[Recording]) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("release", "setup"), SERVERS, ids=[f"{release}-{setup}" for release, setup in SERVERS])
-async def test_every_recorded_request_gets_the_recorded_bytes(release: str, setup: str) -> None:
+async def test_every_recorded_request_gets_the_recorded_bytes_and_probes_always_answer(release: str, setup: str) -> None:
     keys = ("--api-key", "sk-test") if setup in {"b", "c"} else ()
     async with running(release, "--setup", setup, *keys) as server:
         for recording in of(release, setup):
             if recording.raw:
                 assert await server.exchange(recorded_request(recording)) in twins(recording, of(release, setup)), recording.case
+        key = {"Authorization": KEY} if keys else {}
+        assert [(await answer(server, path, **key))[0] for path in ("/health", "/ping", "/v1/models")] == [200, 200, 200]
         answered = [entry["case"] for entry in await server.seen()]
-    assert len(answered) == sum(bool(recording.raw) for recording in of(release, setup))
+    assert len(answered) == sum(bool(recording.raw) for recording in of(release, setup)) + 3
 
 
 def test_all_three_releases_are_there_with_every_set_up_they_were_recorded_on() -> None:
@@ -123,12 +125,6 @@ async def test_the_same_request_is_answered_as_its_set_up_answered_it() -> None:
     async with running("2.3", "--setup", "b") as with_parser, running("2.3", "--setup", "c") as without:
         assert (await answer(with_parser, "/v1/chat/completions", named))[0] == 500  # the parser's bug without </think>
         assert (await answer(without, "/v1/chat/completions", named))[0] == 200
-
-
-@pytest.mark.parametrize("setup", ["base", "b", "c", "x1"])
-async def test_probes_answer_on_every_set_up(setup: str) -> None:
-    async with running("2.3", "--setup", setup) as server:
-        assert [(await answer(server, path))[0] for path in ("/health", "/ping", "/v1/models")] == [200, 200, 200]
 
 
 async def test_a_key_is_wanted_below_v1_only_and_only_if_the_server_was_given_one() -> None:

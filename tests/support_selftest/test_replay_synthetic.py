@@ -92,7 +92,7 @@ async def test_the_openai_client_reads_it_streamed_and_whole_and_may_ask_for_few
 
 async def test_an_aborted_stream_is_seen_and_stops() -> None:
     data = json.dumps(BODY).encode()
-    async with running("2.3", "--synthetic", "--tokens-per-second", "100", "--tokens", "100000") as server:
+    async with running("2.3", "--synthetic", "--tokens-per-second", "100", "--tokens", "2000") as server:
         await server.abandon(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(data) + data, after_events=5)
         (entry,) = await server.seen(ended=1)
     assert entry["ended"] == "aborted-by-client"

@@ -1,0 +1,182 @@
+"""The relay against an engine that misbehaves in every measured way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from handler import proxy
+from handler.engine import EngineProcess, choose_engine, supervised
+from handler.lifecycle import Lifecycle, State
+from handler.proxy import Proxy
+from handler.serverless import Handler
+from handler.settings import read_settings
+from tests.contract.worker import ROOT, environment, replayed_engine
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = [{"role": "user", "content": "What is FastDeploy?"}]
+
+
+@contextlib.asynccontextmanager
+async def answering(*options: str, stall: float = 5, **replayed: Any) -> AsyncIterator[Handler]:
+    """A handler in this process over a replayed engine."""
+    variables = environment(
+        replayed_engine("--spare", "1", *options, **replayed), {"REQUEST_STALL_TIMEOUT": str(stall), "ENGINE_STOP_TIMEOUT": "1"}
+    )
+    mark = variables["TEST_RUN"] = uuid.uuid4().hex
+    settings = read_settings(variables)
+    lifecycle = Lifecycle()
+    engine = choose_engine(settings.engine, Path(settings.model.source), settings.model.served_name)
+    with supervised(EngineProcess(engine, settings.engine, lifecycle, variables)) as running:
+        await asyncio.to_thread(running.wait_ready)
+        async with Proxy(running.url, running.death, stall_timeout=settings.limits.stall_timeout) as entered:
+            yield Handler(entered, settings)
+    assert lifecycle.state in {State.STOPPED, State.DEAD}
+    assert not [process for process in psutil.process_iter() if mark in environ(process)]
+
+
+def environ(process: psutil.Process) -> str:
+    try:
+        return str(process.environ())
+    except psutil.Error:
+        return ""
+
+
+async def answers(handler: Handler, job_input: Any) -> list[Any]:
+    return [piece async for piece in handler.answer({"id": "job", "input": job_input})]
+
+
+def error_of(pieces: list[Any]) -> dict[str, Any]:
+    """The OpenAI error at the end of a failed job."""
+    assert set(pieces[-1]) == {"error"}, pieces[-1]
+    error: dict[str, Any] = json.loads(pieces[-1]["error"])["error"]
+    return error
+
+
+def chat(**body: Any) -> dict[str, Any]:
+    return {"openai_route": "/v1/chat/completions", "openai_input": {"messages": MESSAGES} | body}
+
+
+STREAM = chat(stream=True)
+
+
+async def test_a_stream_is_relayed_byte_for_byte_however_the_engine_cuts_it() -> None:
+    async with answering() as handler:
+        whole = "".join(await answers(handler, STREAM))
+    recorded = (ROOT / "tests/transcripts/2.3/base_chat_stream_usage.txt").read_text(encoding="utf-8")
+    assert whole in recorded
+    for size in ("1", "7"):
+        async with answering("--rechunk", size) as handler:
+            pieces = await answers(handler, STREAM)
+        assert "".join(pieces) == whole
+        assert all(piece.endswith("\n\n") for piece in pieces)
+
+
+async def test_a_stream_cut_without_done_is_an_error_after_what_came() -> None:
+    async with answering("--fault", "cut-stream") as handler:
+        pieces = await answers(handler, STREAM)
+    assert error_of(pieces)["code"] == "engine_died"
+    assert pieces[0].startswith("data: {")
+    assert json.loads(pieces[-2].removeprefix("data: "))["error"]["code"] == "engine_died"
+
+
+async def test_an_engine_that_goes_silent_is_given_up_after_the_stall_timeout() -> None:
+    async with answering("--fault", "stall-after-events:3", stall=1) as handler:
+        started = time.monotonic()
+        pieces = await answers(handler, STREAM)
+    error = error_of(pieces)
+    assert (error["code"], error["type"]) == ("engine_timeout", "timeout_error")
+    assert "for 1 s (REQUEST_STALL_TIMEOUT)" in error["message"]
+    assert time.monotonic() - started < 4
+
+
+async def test_an_error_in_the_middle_of_a_stream_fails_the_job_without_its_traceback() -> None:
+    async with answering("--fault", "error-mid-stream") as handler:
+        pieces = await answers(handler, STREAM)
+    text = json.dumps(pieces)
+    assert error_of(pieces)["message"]
+    assert "Traceback" not in text
+    assert ".py" not in text
+
+
+async def test_an_engine_that_dies_is_news_to_every_running_job_and_to_the_next_one() -> None:
+    async with answering("--synthetic", "--tokens-per-second", "50", "--tokens", "500", "--fault", "die-after-events:20") as handler:
+        results = await asyncio.gather(*(answers(handler, STREAM) for _ in range(5)))
+        for pieces in results:
+            assert error_of(pieces)["code"] == "engine_died"
+        assert error_of(await answers(handler, chat()))["code"] == "engine_died"
+
+
+async def test_an_orphan_that_still_answers_does_not_hide_the_engines_death() -> None:
+    async with answering("--fault", "orphan", "--synthetic", "--tokens-per-second", "20", "--tokens", "500") as handler:
+        pieces: list[Any] = []
+        async for piece in handler.answer({"id": "job", "input": STREAM}):
+            pieces.append(piece)
+            if len(pieces) == 2:
+                port = handler._proxy._url.port
+                [main] = [child for child in psutil.Process().children() if str(port) in child.cmdline()]
+                main.kill()
+        assert error_of(pieces)["code"] == "engine_died"
+
+
+async def test_many_streams_at_once_are_whole_and_apart() -> None:
+    async with answering("--synthetic", "--tokens-per-second", "200", "--tokens", "40") as handler:
+        results = await asyncio.gather(*(answers(handler, STREAM) for _ in range(60)))
+    ids = set()
+    for pieces in results:
+        frames = "".join(pieces).split("\n\n")
+        assert frames[-2:] == ["data: [DONE]", ""]
+        chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+        assert sum(bool(choice["delta"].get("content")) for chunk in chunks for choice in chunk["choices"]) == 40
+        ids.add(chunks[0]["id"])
+    assert len(ids) == 60
+
+
+async def test_closing_a_stream_early_leaves_nothing_behind() -> None:
+    async with answering("--synthetic", "--tokens-per-second", "50", "--tokens", "500") as handler:
+        before = len(asyncio.all_tasks())
+        stream = handler.answer({"id": "job", "input": STREAM})
+        assert (await anext(stream)).startswith("data: ")
+        await stream.aclose()
+        assert len(asyncio.all_tasks()) == before
+
+
+@pytest.mark.parametrize("case", ["base_err_too_long", "base_err_empty_messages", "base_err_body_list", "base_err_bad_json", "b_model_bad"])
+async def test_a_recorded_error_reaches_the_caller_as_an_openai_error(case: str) -> None:
+    setup = ("--setup", "b") if case.startswith("b_") else ()
+    async with answering(*setup, fallbacks=("base_cmpl_basic", case)) as handler:
+        error = error_of(await answers(handler, chat()))
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+
+
+async def test_text_that_is_no_json_is_given_as_text_and_an_empty_answer_as_its_status() -> None:
+    async with answering() as handler:
+        assert await answers(handler, {"route": "/health"}) == [{"status": 200}]
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b"", {"status": 200}),
+        (b"# HELP x\nx 1\n", "# HELP x\nx 1\n"),
+        (b'{"a": NaN, "b": [Infinity, -Infinity, 1e999, 1.5]}', {"a": None, "b": [None, None, None, 1.5]}),
+        (b'{"a": "\\ud83d\\ude00 \\ud83d \\udc00"}', {"a": "\U0001f600 \ufffd \ufffd"}),
+        (b'{"\\uD800": ["\\uDFFF", 7, null]}', {"\ufffd": ["\ufffd", 7, None]}),
+        (b'{"big": 123456789012345678901234567890}', {"big": 123456789012345678901234567890}),
+        (b"\xff", "\ufffd"),
+    ],
+)
+def test_a_whole_answer_becomes_a_value_that_every_json_writer_takes(body: bytes, value: Any) -> None:
+    assert proxy._value(body) == value
+    json.dumps(proxy._value(body), ensure_ascii=False, allow_nan=False).encode()

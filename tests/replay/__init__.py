@@ -1,0 +1,8 @@
+"""A child process that answers as FastDeploy's server answered when it was recorded, and misbehaves on demand as it was measured to.
+
+Read in this order: `recordings` (what was recorded, and which recording answers a request), `wire` (HTTP bytes), `script` (one answer
+as steps, with pacing and faults), `synthetic` (endless tokens for benches), `seen` (what the server saw, for tests), `server` (sockets),
+`orphan` (the process that outlives it), `options` and `__main__` (flags, loading, exit codes); `child` starts it from a test.
+
+Not here: tokenising, templates, scheduling, limits on concurrency. An unrecorded request is an error, never a guess.
+"""

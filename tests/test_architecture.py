@@ -1,0 +1,92 @@
+"""The shape of the worker: imports point one way, and each dangerous thing has one importer."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+HANDLER = Path(__file__).resolve().parents[1] / "handler"
+ORDER = re.search(r"Imports point upwards in this order: ([\w\s,]+?)\. A file", (HANDLER / "__init__.py").read_text())
+assert ORDER
+LAYERS = [name.strip() for name in ORDER.group(1).replace("\n", " ").split(",")]
+MODULES = sorted(path for path in HANDLER.glob("*.py") if path.stem != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, by its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_map_names_every_module() -> None:
+    assert sorted(LAYERS) == sorted(path.stem for path in MODULES)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_upwards(path: Path) -> None:
+    allowed = LAYERS[: LAYERS.index(path.stem)]
+    inside = {name.split(".")[1] for name in imports(path) if name.startswith("handler.")}
+    assert inside <= set(allowed), f"{path.stem} may import {allowed}"
+
+
+@pytest.mark.parametrize("path", sorted((HANDLER / "cpu").glob("*.py")), ids=lambda path: path.stem)
+def test_the_cpu_engine_is_a_program_of_its_own(path: Path) -> None:
+    assert all(name.startswith("handler.cpu") for name in imports(path) if name.split(".")[0] == "handler")
+
+
+def test_nothing_of_the_worker_imports_the_cpu_engine() -> None:
+    assert not [path for path in MODULES if any(name.startswith("handler.cpu") for name in imports(path))]
+
+
+@pytest.mark.parametrize(
+    ("dangerous", "importers"),
+    [
+        ("runpod", {"serverless"}),
+        ("subprocess", {"engine", "preflight", "flags"}),
+        ("huggingface_hub", {"models"}),
+        ("psutil", {"engine"}),
+        ("aiohttp", {"engine", "proxy", "web"}),
+        ("os.environ", {"__main__"}),
+        ("sys.exit", {"__main__"}),
+    ],
+)
+def test_each_dangerous_thing_has_its_importers(dangerous: str, importers: set[str]) -> None:
+    top = dangerous.split(".")[0]
+    if "." in dangerous:
+        users = {path.stem for path in MODULES if re.search(rf"\b{re.escape(dangerous)}\b", path.read_text())}
+    else:
+        users = {path.stem for path in MODULES if any(name.split(".")[0] == top for name in imports(path))}
+    assert users <= importers
+    assert users, f"nothing uses {dangerous} any more: delete this row"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_every_public_name_is_listed_and_every_listed_name_is_there(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    if path.stem == "__main__":
+        return
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
+    )
+    defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    used_elsewhere = {
+        alias.name
+        for other in MODULES
+        if other != path
+        for node in ast.walk(ast.parse(other.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == f"handler.{path.stem}"
+        for alias in node.names
+    }
+    assert used_elsewhere <= set(listed)
+    assert {name for name in listed if name[0].isupper() and not name.isupper() and name != "Piece"} <= defined
+    assert len(set(listed)) == len(listed)
