@@ -1,0 +1,68 @@
+"""Put requests to FastDeploy, and read its answers, with everything that is known of it: checks before, assembly and repairs after."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from handler.dialect import Exchange
+from handler.fastdeploy.assemble import Assembler, as_stream, needs_whole
+from handler.fastdeploy.checks import Rules, check
+from handler.fastdeploy.repairs import Repairer, facts_of, with_usage
+from handler.job import CHAT, COMPLETIONS, Request
+
+__all__ = ["exchange"]
+
+log = logging.getLogger(__name__)
+
+
+def exchange(request: Request, rules: Rules, *, raw: bool) -> Exchange:
+    """Return how to put `request`; `raw` leaves answers as the engine gives them.
+
+    Raises:
+        InvalidJob: FastDeploy must not see this request.
+    """
+    if request.body is None:
+        return Exchange(request)
+    checked = check(request.body, request.path, rules)
+    for warning in checked.warnings:
+        log.warning("%s: %s", request.path, warning)
+    sent = replace(request, body=checked.body)
+    if raw or request.path not in {CHAT, COMPLETIONS}:
+        return Exchange(sent)
+    return _Mended(request.body, sent, rules)
+
+
+class _Mended(Exchange):
+    """A chat or text completion.
+
+    It is streamed from FastDeploy wherever that loses nothing: only a stream shows progress and can be aborted.
+    """
+
+    def __init__(self, asked: dict[str, Any], request: Request, rules: Rules) -> None:
+        body, hide_usage = request.body or {}, False
+        if request.stream:
+            body, hide_usage = with_usage(body, rules)
+        elif not needs_whole(body, request.path, tool_parser=rules.tool_parser, reasoning_parser=rules.reasoning_parser):
+            body = as_stream(body)
+        super().__init__(replace(request, body=body, stream=bool(body.get("stream"))))
+        facts = facts_of(asked, request.path, rules, hide_usage=hide_usage)
+        self._repairer = Repairer(facts)
+        self._assembler = Assembler(request.path, n=facts.n)
+
+    def frame(self, frame: bytes) -> list[bytes]:
+        """Return the frame, mended where it must be."""
+        return self._repairer.frame(frame)
+
+    def whole(self, answer: Any) -> Any:
+        """Return the answer, mended where it must be."""
+        return self._repairer.answer(answer)
+
+    def collect(self, frame: bytes) -> None:
+        """Take the next frame."""
+        self._assembler.feed(frame)
+
+    def collected(self) -> Any:
+        """Return the answer that FastDeploy would have given without a stream."""
+        return self._assembler.answer()
