@@ -17,13 +17,13 @@ def main(arguments: list[str]) -> int:
     os.chdir(ROOT)
     # Two engines share two cores: BLAS threads of one would only wait for those of the other.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    tests = subprocess.run(
-        [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments], env=environment, check=False
-    ).returncode
+    command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments]
+    tests = subprocess.run(command, env=environment, check=False).returncode
     if tests or arguments:
         return tests
     subprocess.run([sys.executable, "-m", "coverage", "combine", "--quiet"], check=True)
-    return subprocess.run([sys.executable, "-m", "coverage", "report", "--skip-covered", f"--fail-under={LEAST_COVERED}"], check=False).returncode
+    report = [sys.executable, "-m", "coverage", "report", "--skip-covered", f"--fail-under={LEAST_COVERED}"]
+    return subprocess.run(report, check=False).returncode
 
 
 if __name__ == "__main__":

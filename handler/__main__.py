@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from handler import local, serverless, web
-from handler.engine import EngineProcess, choose_engine, supervised
+from handler.engine import EngineProcess, supervised
+from handler.engines import choose_engine
 from handler.errors import WorkerError
+from handler.fastdeploy.flags import variable_names
 from handler.lifecycle import Lifecycle, State
-from handler.models import find_model
+from handler.models import Places, find_weights
 from handler.settings import Settings, read_settings
+from handler.weights.readahead import ReadAhead
 
 log = logging.getLogger("handler")
 
@@ -32,7 +35,7 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     lifecycle = Lifecycle()
     try:
-        settings = read_settings(environment)
+        settings = read_settings(environment, engine_names=variable_names())
         logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
         return 0 if _run(settings, lifecycle, environment, argv) and lifecycle.state is not State.DEAD else 1
     except WorkerError as error:
@@ -46,9 +49,12 @@ def _run(settings: Settings, lifecycle: Lifecycle, environment: MutableMapping[s
     """Serve with the face that fits the environment, and return whether it ended well."""
     queue = "RUNPOD_WEBHOOK_GET_JOB" in environment and environment.get("RUNPOD_ENDPOINT_TYPE") != "LB"
     job = None if queue or settings.port else _local_job(argv)
-    model = find_model(settings.model)
-    engine = choose_engine(settings.engine, model, settings.model.served_name)
-    with supervised(EngineProcess(engine, settings.engine, lifecycle, environment)) as running:
+    model = settings.model
+    places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
+    weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
+    engine = choose_engine(settings, weights)
+    process = EngineProcess(engine, settings.engine, lifecycle, environment)
+    with ReadAhead(weights.directory or Path(os.devnull)) as ahead, supervised(process, ahead.stop) as running:
         if job is not None:
             return local.answer_once(running, settings, job)
         if queue:

@@ -129,8 +129,8 @@ def _engine_answer(error: EngineRejected) -> tuple[int, dict[str, Any]]:
     # FastDeploy answers 500 to most mistakes of the caller and tells them apart only by type and code.
     if status >= 500 and code == "model_not_support":
         status, code, param = 404, "model_not_found", "model"
-    elif status >= 500 and details.get("type") == "invalid_request_error":
-        status = 400
+    elif status >= 500 and details.get("type") in {"invalid_request_error", "invalid_request"}:
+        status, code = 400, None if code == "400" else code
     fallback = "invalid_request_error" if 400 <= status < 500 else "server_error"
     message = _presentable(str(details.get("message") or "")) or f"the engine answered {error.status} without a message"
     return status, _error_object(message, _TYPES.get(status, fallback), _text(param), _text(code))

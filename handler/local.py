@@ -47,7 +47,7 @@ def answer_once(engine: SupervisedEngine, settings: Settings, job: dict[str, Any
 
 async def _answer(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:
     started, printer = time.perf_counter(), _Printer()
-    async with Proxy(engine.url, engine.death, stall_timeout=settings.limits.stall_timeout) as proxy:
+    async with Proxy(engine, settings.limits) as proxy:
         pieces = Handler(proxy, settings).answer(job)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:

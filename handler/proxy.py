@@ -19,9 +19,12 @@ import aiohttp
 import yarl
 
 from handler.batching import Batcher
+from handler.dialect import Exchange
+from handler.engine import SupervisedEngine
 from handler.errors import EngineDied, EngineRejected, EngineTimeout, WorkerError
 from handler.job import CHAT, COMPLETIONS, Request
 from handler.native import native_answer, native_piece
+from handler.settings import Limits
 from handler.sse import FrameSplitter, data_of, is_done
 
 __all__ = ["Piece", "Proxy"]
@@ -40,11 +43,13 @@ _KNOWN_SOON = 1.0
 class Proxy:
     """The way to one engine: one client session for all requests, on the loop that enters it."""
 
-    def __init__(self, url: str, death: Future[EngineDied], *, stall_timeout: float) -> None:
-        self._url, self._death, self._stall_timeout = yarl.URL(url), death, stall_timeout
+    def __init__(self, engine: SupervisedEngine, limits: Limits) -> None:
+        self._url, self._death, self._condemn = yarl.URL(engine.url), engine.death, engine.condemn
+        self._limits, self._exchange = limits, engine.exchange
+        self._stalls = 0
 
     async def __aenter__(self) -> Proxy:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._stall_timeout)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._limits.stall_timeout)
         # FastDeploy's server (uvicorn) drops a connection after 5 idle seconds; taking one up at that moment would look like a death.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
@@ -69,16 +74,18 @@ class Proxy:
         """Yield the engine's answer.
 
         Raises:
+            InvalidJob: the engine must not see this request.
             EngineRejected: the engine answered with an error, before or in the middle of a stream.
             EngineDied: the engine ended, or broke off its answer.
             EngineTimeout: the engine sent nothing for the stall timeout.
         """
+        exchange = self._exchange(request)
         if not request.stream:
-            answer = await self._while_alive(self._fetch(request))
+            answer = await self._while_alive(self._whole(exchange))
             yield native_answer(answer) if request.native else answer
             return
         batcher = Batcher(request.batch)
-        pump = asyncio.create_task(self._pump(request, batcher))
+        pump = asyncio.create_task(self._pump(exchange, batcher))
         try:
             while frames := await batcher.take():
                 if not request.native:
@@ -90,30 +97,43 @@ class Proxy:
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
 
-    async def _fetch(self, request: Request) -> Any:
-        async with self._translated(), self._send(request) as response:
-            return _value(await response.read())
+    async def _whole(self, exchange: Exchange) -> Any:
+        """Return the whole answer to a request that the engine may have been asked to stream."""
+        if not exchange.sent.stream:
+            async with self._translated(), self._send(exchange.sent) as response:
+                return exchange.whole(_value(await response.read()))
+        async with contextlib.aclosing(self._frames(exchange.sent)) as frames:
+            async for frame in frames:
+                exchange.collect(frame)
+        return exchange.whole(_sendable(exchange.collected()))
 
-    async def _pump(self, request: Request, batcher: Batcher) -> None:
+    async def _pump(self, exchange: Exchange, batcher: Batcher) -> None:
         """Move frames from the engine to the batcher until either side ends, and close the batcher with the reason."""
         try:
-            await self._while_alive(self._read_frames(request, batcher))
+            await self._while_alive(self._forward(exchange, batcher))
         except WorkerError as error:
             batcher.close(error)
         else:
             batcher.close()
 
-    async def _read_frames(self, request: Request, batcher: Batcher) -> None:
+    async def _forward(self, exchange: Exchange, batcher: Batcher) -> None:
+        async with contextlib.aclosing(self._frames(exchange.sent)) as frames:
+            async for frame in frames:
+                for leaving in exchange.frame(frame):
+                    batcher.put(leaving, tokens=_tokens(leaving))
+                await batcher.room()
+
+    async def _frames(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Yield the frames of the engine's stream; an error among them, or an end without [DONE], is raised."""
         splitter, done = FrameSplitter(), False
         async with self._translated(), self._send(request) as response:
             async for chunk in response.content.iter_any():
                 for frame in splitter.feed(chunk):
                     done = done or is_done(frame)
-                    _forward(frame, batcher)
-                await batcher.room()
+                    yield _no_error(frame)
         for frame in splitter.close():
             done = done or is_done(frame)
-            _forward(frame, batcher)
+            yield _no_error(frame)
         if request.path in _ENDS_WITH_DONE and not done:
             raise EngineDied("the engine's stream ended without [DONE]")
 
@@ -144,18 +164,28 @@ class Proxy:
         try:
             yield
         except asyncio.TimeoutError as error:
-            raise EngineTimeout(f"the engine sent nothing for {self._stall_timeout:g} s (REQUEST_STALL_TIMEOUT)") from error
+            silent = f"sent nothing for {self._limits.stall_timeout:g} s (REQUEST_STALL_TIMEOUT)"
+            self._stalls += 1
+            if self._stalls >= self._limits.fatal_stalls:
+                self._condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
+            raise EngineTimeout(f"the engine {silent}") from error
         except aiohttp.ClientError as error:
             await asyncio.wait({self._died}, timeout=_KNOWN_SOON)
             news = str(self._died.result()) if self._died.done() else f"the engine broke off its answer ({type(error).__name__})"
             raise EngineDied(news) from error
+        else:
+            self._stalls = 0
 
 
-def _forward(frame: bytes, batcher: Batcher) -> None:
+def _no_error(frame: bytes) -> bytes:
     if frame.startswith(_ERROR_FRAME):
         raise EngineRejected(500, data_of(frame) or b"")
-    counts = b'"choices":[{' in frame and b'"role":"assistant"' not in frame  # the chunk that opens a chat answer holds no token
-    batcher.put(frame, tokens=int(counts))
+    return frame
+
+
+def _tokens(frame: bytes) -> int:
+    """Count a frame for its batch: as one token if it holds a choice, but the one that opens a chat answer holds none."""
+    return int(b'"choices":[{' in frame and b'"role":"assistant"' not in frame)
 
 
 def _value(body: bytes) -> Any:
@@ -170,6 +200,11 @@ def _value(body: bytes) -> Any:
     except ValueError:
         return text or {"status": 200}
     return _whole_characters(value) if "\\ud" in text.lower() else value
+
+
+def _sendable(value: Any) -> Any:
+    """Return an answer made of frames in the form of `_value`."""
+    return _value(json.dumps(value).encode())
 
 
 def _finite(text: str) -> float | None:

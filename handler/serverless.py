@@ -72,7 +72,7 @@ def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle) ->
     from runpod.serverless.modules import rp_scale  # noqa: TID251
 
     engine.wait_ready()
-    proxy = Proxy(engine.url, engine.death, stall_timeout=settings.limits.stall_timeout)
+    proxy = Proxy(engine, settings.limits)
     rp_scale.JobScaler = _scaler(rp_scale.JobScaler, proxy, lifecycle)
     runpod.serverless.start(
         {

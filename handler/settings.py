@@ -86,6 +86,33 @@ TABLE: tuple[Variable, ...] = (
         help="Branch, tag or commit of the repository; empty means its default branch.",
     ),
     Variable(
+        name="MODEL_SOURCE",
+        kind="choice",
+        default="huggingface",
+        choices=("huggingface", "modelscope", "aistudio"),
+        help="Where a repository is: from Hugging Face the worker downloads it, from the others FastDeploy does so itself.",
+    ),
+    Variable(
+        name="BAKED_MODELS",
+        kind="text",
+        default="/models",
+        help="The folder of an image's baked models, a Hugging Face cache. Set by the image.",
+    ),
+    Variable(
+        name="HF_HOME",
+        kind="text",
+        default="",
+        help="Where downloads go; empty means the network volume if one is mounted, else the library's own folder.",
+    ),
+    Variable(name="HF_ENDPOINT", kind="text", default="", help="Address of the hub or a mirror; empty means Hugging Face itself."),
+    Variable(
+        name="IMAGE_ARCHITECTURES",
+        kind="text",
+        default="",
+        help="Compute capabilities that the image holds kernels for, such as 80,90. Set by the image.",
+    ),
+    Variable(name="IMAGE_CUDA", kind="text", default="", help="The image's CUDA version, such as 12.6. Set by the image."),
+    Variable(
         name="SERVED_MODEL_NAME",
         kind="text",
         default="",
@@ -107,6 +134,13 @@ TABLE: tuple[Variable, ...] = (
         help="The engine that answers; auto takes FastDeploy where it is installed and the CPU engine elsewhere.",
     ),
     Variable(
+        name="FASTDEPLOY_RELEASE",
+        kind="choice",
+        default="",
+        choices=("2.3", "2.4", "2.5", "2.6"),
+        help="The release of FastDeploy that is installed; empty means to look.",
+    ),
+    Variable(
         name="ENGINE_PYTHON",
         kind="text",
         default="python3",
@@ -120,6 +154,22 @@ TABLE: tuple[Variable, ...] = (
         maximum=86400,
         help="Seconds from the engine's start to its first answer; past that the worker gives up. RunPod itself waits 7 minutes unless "
         "RUNPOD_INIT_TIMEOUT says otherwise.",
+    ),
+    Variable(
+        name="ENGINE_STARTUP_STALL_TIMEOUT",
+        kind="number",
+        default=180.0,
+        minimum=1,
+        maximum=86400,
+        help="Seconds without a sign of work (a line of log, bytes read, CPU time) after which a starting engine is given up.",
+    ),
+    Variable(
+        name="ENGINE_RESTARTS",
+        kind="integer",
+        default=1,
+        minimum=0,
+        maximum=5,
+        help="How often an engine that failed to start for no recognised reason is started again; never after its first answer.",
     ),
     Variable(
         name="ENGINE_STOP_TIMEOUT",
@@ -174,6 +224,34 @@ TABLE: tuple[Variable, ...] = (
         help="Seconds without a byte from the engine after which a request is given up with a 504.",
     ),
     Variable(
+        name="REQUEST_STALLS_FATAL",
+        kind="integer",
+        default=3,
+        minimum=1,
+        maximum=1000,
+        help="After so many requests in a row that were given up the engine is taken for dead.",
+    ),
+    Variable(
+        name="STRICT_REQUESTS",
+        kind="boolean",
+        default=False,
+        help="Refuse requests with options that FastDeploy would ignore in silence, instead of naming them in the log.",
+    ),
+    Variable(
+        name="RAW_ENGINE_OUTPUT",
+        kind="boolean",
+        default=False,
+        help="Pass FastDeploy's answers on as they are, without the repairs that make them OpenAI's.",
+    ),
+    Variable(
+        name="MAX_TOKENS_LIMIT",
+        kind="integer",
+        default=0,
+        minimum=0,
+        maximum=10_000_000,
+        help="Most tokens that one answer may ask for; 0 means no limit. FastDeploy 2.3 and 2.4 cannot abort a request.",
+    ),
+    Variable(
         name="PORT",
         kind="integer",
         default=0,
@@ -203,6 +281,10 @@ class ModelSettings:
     source: str
     revision: str
     served_name: str
+    origin: str = "huggingface"
+    baked: str = "/models"
+    home: str = ""
+    endpoint: str = ""
     token: Secret = field(default_factory=Secret)
 
 
@@ -211,8 +293,13 @@ class EngineSettings:
     """Which engine to start, and how long to wait for it; times in seconds."""
 
     kind: str
+    image_architectures: str
+    image_cuda: str
+    release: str
     python: str
     startup_timeout: float
+    startup_stall_timeout: float
+    restarts: int
     stop_timeout: float
     max_model_len: int
     max_num_seqs: int
@@ -224,6 +311,16 @@ class Limits:
 
     max_concurrency: int
     stall_timeout: float
+    fatal_stalls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSettings:
+    """How requests to FastDeploy are treated."""
+
+    strict: bool
+    raw: bool
+    max_tokens_limit: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,19 +331,31 @@ class Settings:
     engine: EngineSettings
     batch: BatchLimits
     limits: Limits
+    requests: RequestSettings
     port: int
     log_level: str
+    texts: Mapping[str, str] = field(repr=False)
+    """The deployment's variables as they were written, the baked file's over the environment's: engines read their own from it."""
 
 
-def read_settings(environment: Mapping[str, str], *, baked: Path = BAKED_SETTINGS, table: Collection[Variable] = TABLE) -> Settings:
+def read_settings(
+    environment: Mapping[str, str],
+    *,
+    baked: Path = BAKED_SETTINGS,
+    table: Collection[Variable] = TABLE,
+    engine_names: Collection[str] = (),
+) -> Settings:
     """Return the settings that defaults, `environment` and the baked file give together.
+
+    `engine_names` are variables that are not the worker's but an engine's: known here, and checked there.
 
     Raises:
         InvalidSettings: naming every variable that is wrong, what it holds, what was expected, and the nearest known name.
     """
     problems: list[str] = []
-    written = _read_baked(baked, table, problems)
-    problems += _misspelt(environment, table)
+    known = [*_names(table), *engine_names]
+    written = _read_baked(baked, known, problems)
+    problems += _misspelt(environment, known)
     values = {variable.name: _value(variable, environment, written, problems) for variable in table}
     if not values["MODEL"]:
         problems.append("MODEL: not set, expected a Hugging Face repository (org/name) or a directory that holds a checkpoint")
@@ -260,12 +369,21 @@ def read_settings(environment: Mapping[str, str], *, baked: Path = BAKED_SETTING
             source=values["MODEL"],
             revision=values["MODEL_REVISION"],
             served_name=values["SERVED_MODEL_NAME"] or values["MODEL"],
+            origin=values["MODEL_SOURCE"],
+            baked=values["BAKED_MODELS"],
+            home=values["HF_HOME"],
+            endpoint=values["HF_ENDPOINT"],
             token=values["HF_TOKEN"],
         ),
         engine=EngineSettings(
             kind=values["ENGINE"],
+            image_architectures=values["IMAGE_ARCHITECTURES"],
+            image_cuda=values["IMAGE_CUDA"],
+            release=values["FASTDEPLOY_RELEASE"],
             python=values["ENGINE_PYTHON"],
             startup_timeout=values["ENGINE_STARTUP_TIMEOUT"],
+            startup_stall_timeout=values["ENGINE_STARTUP_STALL_TIMEOUT"],
+            restarts=values["ENGINE_RESTARTS"],
             stop_timeout=values["ENGINE_STOP_TIMEOUT"],
             max_model_len=values["MAX_MODEL_LEN"],
             max_num_seqs=values["MAX_NUM_SEQS"],
@@ -278,13 +396,18 @@ def read_settings(environment: Mapping[str, str], *, baked: Path = BAKED_SETTING
         limits=Limits(
             max_concurrency=values["MAX_CONCURRENCY"] or 4 * values["MAX_NUM_SEQS"],
             stall_timeout=values["REQUEST_STALL_TIMEOUT"],
+            fatal_stalls=values["REQUEST_STALLS_FATAL"],
+        ),
+        requests=RequestSettings(
+            strict=values["STRICT_REQUESTS"], raw=values["RAW_ENGINE_OUTPUT"], max_tokens_limit=values["MAX_TOKENS_LIMIT"]
         ),
         port=values["PORT"],
         log_level=values["LOG_LEVEL"],
+        texts={**environment, **written},
     )
 
 
-def _read_baked(path: Path, table: Collection[Variable], problems: list[str]) -> dict[str, str]:
+def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict[str, str]:
     """Return the baked file's settings as the texts that the environment would hold; a missing file means none."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -301,8 +424,8 @@ def _read_baked(path: Path, table: Collection[Variable], problems: list[str]) ->
     if not isinstance(found, dict):
         problems.append(f"{path}: got {type(found).__name__}, expected a JSON object with names of variables")
         return {}
-    known = _names(table)
-    problems += [f"{path}: {name}: unknown{_hint(name, known)}" for name in found if name not in known]
+    unknown = [name for name in found if name not in known and not name.startswith(_ENGINE_PREFIX)]
+    problems += [f"{path}: {name}: unknown{_hint(name, known)}" for name in unknown]
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if value is not None}
 
 
@@ -405,8 +528,11 @@ _LOOKS_LIKE_OURS = 0.88
 closest innocent pair among common variables of containers is MODEL_DIR and MODEL_ID at 0.82."""
 
 
-def _misspelt(environment: Mapping[str, str], table: Collection[Variable]) -> list[str]:
-    known = _names(table)
-    unknown = sorted(name for name in environment if name not in known and name.isupper())
+_ENGINE_PREFIX = "FD_"
+"""FastDeploy's own switches: it knows more than are documented."""
+
+
+def _misspelt(environment: Mapping[str, str], known: Collection[str]) -> list[str]:
+    unknown = sorted(name for name in environment if name not in known and name.isupper() and not name.startswith(_ENGINE_PREFIX))
     hints = ((name, _hint(name, known, _LOOKS_LIKE_OURS)) for name in unknown)
     return [f"{name}: unknown{hint}" for name, hint in hints if hint]

@@ -105,7 +105,7 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
-    async with Proxy(engine.url, engine.death, stall_timeout=settings.limits.stall_timeout) as proxy:
+    async with Proxy(engine, settings.limits) as proxy:
         runner = web.AppRunner(
             Face(proxy, settings, lifecycle).application(), handler_cancellation=True, shutdown_timeout=settings.engine.stop_timeout
         )

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 import openai
@@ -17,7 +18,7 @@ from tests.contract.worker import Worker, aborted_at, replayed_engine
 
 pytestmark = pytest.mark.anyio
 
-MESSAGES = [{"role": "user", "content": "What is FastDeploy?"}]
+MESSAGES: Any = [{"role": "user", "content": "What is FastDeploy?"}]
 
 
 def free_port() -> int:
@@ -49,7 +50,7 @@ async def test_the_openai_client_gets_chat_completions_and_models(engine_variabl
         await ready(session, url)
         for base in ("/v1", "/openai/v1"):
             async with openai.AsyncOpenAI(base_url=url + base, api_key="none", max_retries=0) as client:
-                whole = await client.chat.completions.create(model="demo", messages=MESSAGES, temperature=0, max_tokens=64)  # type: ignore[arg-type]
+                whole = await client.chat.completions.create(model="demo", messages=MESSAGES, temperature=0, max_tokens=64)
                 text = whole.choices[0].message.content
                 assert text
                 assert whole.usage is not None
@@ -61,7 +62,7 @@ async def test_the_openai_client_gets_chat_completions_and_models(engine_variabl
                     temperature=0,
                     max_tokens=64,
                     stream=True,
-                    stream_options={"include_usage": True},  # type: ignore[arg-type]
+                    stream_options={"include_usage": True},
                 )
                 chunks = [chunk async for chunk in pieces]
                 assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == text

@@ -8,38 +8,47 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from handler import proxy
-from handler.engine import EngineProcess, choose_engine, supervised
+from handler.engine import EngineProcess, supervised
+from handler.engines import choose_engine
 from handler.lifecycle import Lifecycle, State
+from handler.models import find_weights
 from handler.proxy import Proxy
 from handler.serverless import Handler
 from handler.settings import read_settings
-from tests.contract.worker import ROOT, environment, replayed_engine
+from tests.contract.worker import FALLBACKS, ROOT, environment, replayed_engine
 
 pytestmark = pytest.mark.anyio
 
 MESSAGES = [{"role": "user", "content": "What is FastDeploy?"}]
 
 
+@pytest.fixture(autouse=True)
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is made in this process, which then finds the GPU that goes with the replayed engine."""
+    monkeypatch.setenv("PATH", replayed_engine()["PATH"])
+
+
 @contextlib.asynccontextmanager
-async def answering(*options: str, stall: float = 5, **replayed: Any) -> AsyncIterator[Handler]:
+async def answering(*options: str, stall: float = 5, fallbacks: tuple[str, ...] = FALLBACKS, **further: str) -> AsyncIterator[Handler]:
     """A handler in this process over a replayed engine."""
     variables = environment(
-        replayed_engine("--spare", "1", *options, **replayed), {"REQUEST_STALL_TIMEOUT": str(stall), "ENGINE_STOP_TIMEOUT": "1"}
+        replayed_engine("--spare", "1", *options, fallbacks=fallbacks),
+        further,
+        {"REQUEST_STALL_TIMEOUT": str(stall), "ENGINE_STOP_TIMEOUT": "1"},
     )
     mark = variables["TEST_RUN"] = uuid.uuid4().hex
     settings = read_settings(variables)
     lifecycle = Lifecycle()
-    engine = choose_engine(settings.engine, Path(settings.model.source), settings.model.served_name)
+    engine = choose_engine(settings, find_weights(settings.model))
     with supervised(EngineProcess(engine, settings.engine, lifecycle, variables)) as running:
         await asyncio.to_thread(running.wait_ready)
-        async with Proxy(running.url, running.death, stall_timeout=settings.limits.stall_timeout) as entered:
+        async with Proxy(running, settings.limits) as entered:
             yield Handler(entered, settings)
     assert lifecycle.state in {State.STOPPED, State.DEAD}
     assert not [process for process in psutil.process_iter() if mark in environ(process)]
@@ -71,12 +80,12 @@ STREAM = chat(stream=True)
 
 
 async def test_a_stream_is_relayed_byte_for_byte_however_the_engine_cuts_it() -> None:
-    async with answering() as handler:
+    async with answering(RAW_ENGINE_OUTPUT="1") as handler:
         whole = "".join(await answers(handler, STREAM))
     recorded = (ROOT / "tests/transcripts/2.3/base_chat_stream_usage.txt").read_text(encoding="utf-8")
     assert whole in recorded
     for size in ("1", "7"):
-        async with answering("--rechunk", size) as handler:
+        async with answering("--rechunk", size, RAW_ENGINE_OUTPUT="1") as handler:
             pieces = await answers(handler, STREAM)
         assert "".join(pieces) == whole
         assert all(piece.endswith("\n\n") for piece in pieces)
@@ -151,10 +160,9 @@ async def test_closing_a_stream_early_leaves_nothing_behind() -> None:
         assert len(asyncio.all_tasks()) == before
 
 
-@pytest.mark.parametrize("case", ["base_err_too_long", "base_err_empty_messages", "base_err_body_list", "base_err_bad_json", "b_model_bad"])
+@pytest.mark.parametrize("case", ["base_err_too_long", "base_err_empty_messages", "base_err_body_list", "base_err_bad_json"])
 async def test_a_recorded_error_reaches_the_caller_as_an_openai_error(case: str) -> None:
-    setup = ("--setup", "b") if case.startswith("b_") else ()
-    async with answering(*setup, fallbacks=("base_cmpl_basic", case)) as handler:
+    async with answering(fallbacks=("base_cmpl_stream", case), RAW_ENGINE_OUTPUT="1") as handler:
         error = error_of(await answers(handler, chat()))
     assert error["message"]
     assert "Traceback" not in error["message"]

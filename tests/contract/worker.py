@@ -32,9 +32,11 @@ def replayed_engine(*options: str, release: str = "2.3", fallbacks: tuple[str, .
     fallback = [word for case in fallbacks for word in ("--fallback", case)]
     return {
         "ENGINE": "fastdeploy",
+        "FASTDEPLOY_RELEASE": release,
         "ENGINE_PYTHON": sys.executable,
         "MODEL": str(DEMO),
         "SERVED_MODEL_NAME": "demo",
+        "PATH": f"{ROOT / 'tests' / 'fastdeploy_replayed' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT / 'tests' / 'fastdeploy_replayed'}{os.pathsep}{ROOT}",
         "REPLAY": shlex.join(["--release", release, *fallback, *options]),
     }

@@ -191,3 +191,26 @@ def test_a_producer_that_waits_is_let_go_when_the_stream_is_closed() -> None:
         await asyncio.wait_for(waiting, 1)
 
     asyncio.run(run())
+
+
+def test_the_producer_waits_from_one_byte_over_the_bound_until_the_consumer_is_at_it_again() -> None:
+    async def run() -> None:
+        batcher = Batcher(BatchLimits(minimum=1, maximum=1, growth=1.0), max_waiting=10)
+        for _ in range(3):  # the count is right every time round
+            batcher.put(b"x" * 6)
+            batcher.put(b"x" * 4)
+            assert batcher._room.is_set(), "10 bytes are at the bound, not over it"
+            batcher.put(b"x" * 1)
+            assert not batcher._room.is_set()
+            assert await batcher.take() == [b"x" * 6]
+            assert batcher._room.is_set()
+            batcher.put(b"x" * 5)
+            assert batcher._room.is_set()
+            batcher.put(b"x")
+            assert not batcher._room.is_set()
+            assert await batcher.take() == [b"x" * 4]
+            assert await batcher.take() == [b"x"]
+            assert await batcher.take() == [b"x" * 5]
+            assert await batcher.take() == [b"x"]
+
+    asyncio.run(run())

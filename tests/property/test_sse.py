@@ -107,3 +107,18 @@ def test_data_is_what_the_specification_says(frame: bytes, data: bytes | None) -
 )
 def test_only_the_done_frame_ends_a_stream(frame: bytes, done: bool) -> None:
     assert is_done(frame) is done
+
+
+@pytest.mark.parametrize("start", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n"])
+def test_blank_lines_at_the_start_are_kept_in_front(start: bytes) -> None:
+    found = split([start + b"data: x\n\n"])
+    assert b"".join(found) == start + b"data: x\n\n"
+    assert found[-1].endswith(b"data: x\n\n")
+    assert found == split([start[:1], start[1:], b"data: x\n\n"])
+    assert found[0] == (start if len(start) > 1 else b"\ndata: x\n\n")
+
+
+@pytest.mark.parametrize("rest", [b" ", b"\t\n", b"X", b"data: x\n"])
+def test_anything_but_line_ends_after_the_last_frame_is_half_a_frame(rest: bytes) -> None:
+    with pytest.raises(EngineDied, match=f"ended inside an event, after {len(rest)} bytes"):
+        split([b"data: x\n\n" + rest])

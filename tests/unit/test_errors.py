@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ def all_classes(root: type[WorkerError]) -> list[type[WorkerError]]:
     return [root, *(found for child in root.__subclasses__() for found in all_classes(child))]
 
 
-MAKERS = {"EngineRejected": lambda: EngineRejected(500, b""), "InvalidSettings": lambda: InvalidSettings(["A: wrong", "B: wrong"])}
+MAKERS: dict[str, Callable[[], WorkerError]] = {
+    "EngineRejected": lambda: EngineRejected(500, b""),
+    "InvalidSettings": lambda: InvalidSettings(["A: wrong", "B: wrong"]),
+}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in all_classes(WorkerError) if kind is not WorkerError], ids=lambda kind: kind.__name__)
 def test_every_error_of_the_tree_is_public_drawn_and_becomes_an_openai_error(kind: type[WorkerError]) -> None:
     assert kind.__name__ in errors.__all__
     assert kind.__name__ in (errors.__doc__ or "")
-    error = MAKERS.get(kind.__name__, lambda: kind("words"))()
+    error = MAKERS[kind.__name__]() if kind.__name__ in MAKERS else kind("words")
     status, body = to_openai(error)
     assert 400 <= status < 600
     assert set(body) == {"error"}
@@ -90,7 +94,7 @@ def test_an_error_without_json_still_says_something(body: bytes) -> None:
     ("message", "left"),
     [
         (
-            'request[chatcmpl-1] generator error: too long, Traceback (most recent call last):\n  File "/opt/x.py", line 1\nValueError: too long\n',
+            'request[chatcmpl-1] generator error: too long, Traceback (most recent call last):\n  File "/x.py", line 1\nValueError: x\n',
             "too long",
         ),
         ('Traceback (most recent call last):\n  File "/opt/x.py", line 1, in f\n    y\nmodule.SomeError: the reason', "the reason"),

@@ -1,0 +1,79 @@
+"""The processes of one engine: found wherever they went, measured, and ended.
+
+FastDeploy's launcher calls setsid, and after a crash its children belong to nobody. They are known by two marks: a variable that every
+descendant inherits, and the session that the engine's first process leads. Some lose one of them (gunicorn's workers overwrite their
+environment with a title, the launcher's children have a session of their own), none both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from dataclasses import dataclass, field
+
+import psutil
+
+__all__ = ["Family", "Work"]
+
+MARK = "WORKER_ENGINE"
+"""The variable that marks them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the living processes have done so far: CPU time in seconds, bytes read from storage."""
+
+    cpu: float
+    read: int
+
+
+@dataclass(slots=True)
+class Family:
+    """The engine's processes; `mark` is unique to one start of one engine."""
+
+    pid: int = 0
+    """The first process, which leads a session; 0 before it is started."""
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def variables(self) -> dict[str, str]:
+        """Return what the first process must find in its environment."""
+        return {MARK: self.mark}
+
+    def members(self) -> list[psutil.Process]:
+        """Return those that live, zombies included."""
+        return [process for process in psutil.process_iter() if process.pid != os.getpid() and self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == self.pid:
+                return True
+        with contextlib.suppress(psutil.Error):
+            return process.environ().get(MARK) == self.mark
+        return False
+
+    def work(self) -> Work:
+        """Return what they have done; it falls when one of them ends."""
+        cpu, read = 0.0, 0
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                cpu += times.user + times.system
+                if hasattr(process, "io_counters"):  # not on macOS
+                    read += process.io_counters().read_bytes
+        return Work(cpu=cpu, read=read)
+
+    def kill(self) -> None:
+        """End them all, and reap those that have become children of this process; the first one is its starter's to reap.
+
+        Repeated until none is left, since one may start another while it is being killed.
+        """
+        for _ in range(5):
+            members = [process for process in self.members() if process.status() != psutil.STATUS_ZOMBIE or process.pid != self.pid]
+            others = [process for process in members if process.pid != self.pid]
+            for process in members:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(others, timeout=1)
+            if not others:
+                return
