@@ -12,15 +12,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from handler import local, serverless, web
 from handler.engine import EngineProcess, supervised
 from handler.engines import choose_engine
 from handler.errors import WorkerError
-from handler.fastdeploy.flags import variable_names
+from handler.fastdeploy.flags import RELEASES, variable_names
+from handler.fastdeploy.installed import check_installed, installed_version
+from handler.job import parse_test_job, read_test_job
+from handler.ledger import Ledger
 from handler.lifecycle import Lifecycle, State
 from handler.models import Places, find_weights
 from handler.settings import Settings, read_settings
@@ -31,13 +33,15 @@ log = logging.getLogger("handler")
 
 def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     """Run the worker and return the process's exit code."""
+    if argv[:1] == ["flags"]:
+        return _check_flags(argv[1:], environment)
     # A TERM while the engine loads unwinds the stack, and that ends the engine; later the faces own the signal.
     signal.signal(signal.SIGTERM, _interrupt)
-    lifecycle = Lifecycle()
+    lifecycle, ledger = Lifecycle(), Ledger()
     try:
         settings = read_settings(environment, engine_names=variable_names())
         logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-        return 0 if _run(settings, lifecycle, environment, argv) and lifecycle.state is not State.DEAD else 1
+        return 0 if _run(settings, lifecycle, ledger, environment, argv) and lifecycle.state is not State.DEAD else 1
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,25 +49,51 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
         return 130
 
 
-def _run(settings: Settings, lifecycle: Lifecycle, environment: MutableMapping[str, str], argv: list[str]) -> bool:
+def _run(settings: Settings, lifecycle: Lifecycle, ledger: Ledger, environment: MutableMapping[str, str], argv: list[str]) -> bool:
     """Serve with the face that fits the environment, and return whether it ended well."""
     queue = "RUNPOD_WEBHOOK_GET_JOB" in environment and environment.get("RUNPOD_ENDPOINT_TYPE") != "LB"
     job = None if queue or settings.port else _local_job(argv)
     model = settings.model
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
+    ledger.note("weights found")
     engine = choose_engine(settings, weights)
     process = EngineProcess(engine, settings.engine, lifecycle, environment)
-    with ReadAhead(weights.directory or Path(os.devnull)) as ahead, supervised(process, ahead.stop) as running:
+    ledger.note("engine chosen")
+
+    def answered() -> None:
+        ledger.note("engine answered")
+        ahead.stop()
+
+    with ReadAhead(weights.directory or Path(os.devnull)) as ahead, supervised(process, answered) as running:
+        ledger.note("engine started")
+        # Imported while the engine loads: together they take a second.
+        from handler import local, serverless, web
+
         if job is not None:
             return local.answer_once(running, settings, job)
         if queue:
             for name, value in serverless.SDK_VARIABLES.items():
                 environment.setdefault(name, value)
-            serverless.serve(running, settings, lifecycle)
+            serverless.serve(running, settings, lifecycle, ledger)
         else:
-            web.serve(running, settings, lifecycle)
+            web.serve(running, settings, lifecycle, ledger)
     return True
+
+
+def _check_flags(argv: list[str], environment: Mapping[str, str]) -> int:
+    """Print every difference between the installed FastDeploy's parser and the table of its release; return 1 if there is one."""
+    parser = argparse.ArgumentParser(prog="python -m handler flags")
+    parser.add_argument("--check", action="store_true", required=True, help="compare the table with the installed parser")
+    parser.parse_args(argv)
+    python = environment.get("ENGINE_PYTHON", "python3")
+    release = environment.get("FASTDEPLOY_RELEASE") or ".".join(installed_version(python).split(".")[:2])
+    if release not in RELEASES:
+        print(f"error: {python} has FastDeploy {release or 'not installed'}, expected one of {', '.join(RELEASES)}", file=sys.stderr)
+        return 1
+    differences = check_installed(release, python)
+    print("\n".join(differences) or f"the parser of FastDeploy {release} is the one of the table")
+    return 1 if differences else 0
 
 
 def _local_job(argv: list[str]) -> dict[str, Any]:
@@ -73,8 +103,8 @@ def _local_job(argv: list[str]) -> dict[str, Any]:
     given.add_argument("--input", metavar="FILE", type=Path, default=Path("test_input.json"), help="a file that holds a job")
     arguments = parser.parse_args(argv)
     if arguments.test_input is None:
-        return local.read_test_job(arguments.input)
-    return local.parse_test_job(arguments.test_input, "--test_input")
+        return read_test_job(arguments.input)
+    return parse_test_job(arguments.test_input, "--test_input")
 
 
 def _interrupt(number: int, _: object) -> NoReturn:

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-import aiohttp
 import anyio.from_thread
 
 from handler.dialect import Exchange
@@ -264,6 +263,8 @@ class EngineProcess:
 
     async def _ask_until_answered(self) -> None:
         """Return once /health says 200 and one token has been generated: a server that listens is not yet an engine that answers."""
+        import aiohttp  # takes 0.2 s, which the engine uses
+
         # A stream, because FastDeploy's whole answers are empty with some reasoning parsers.
         question = {"prompt": "Hello", "max_tokens": 1, "stream": True}
         async with aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=None, sock_connect=1)) as session:

@@ -15,13 +15,14 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from handler.errors import InvalidJob
 from handler.settings import BatchLimits
 
-__all__ = ["CHAT", "COMPLETIONS", "Request", "read_job"]
+__all__ = ["CHAT", "COMPLETIONS", "Request", "parse_test_job", "read_job", "read_test_job"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -80,6 +81,25 @@ def read_job(job_input: object, defaults: BatchLimits) -> Request:
         raise InvalidJob("input: expected one of openai_route, route, prompt or messages, got none of them", param="input")
     _check_json(request.body)
     return request
+
+
+def read_test_job(path: Path) -> dict[str, Any]:
+    """Return the job in a `test_input.json`; raises InvalidJob when it cannot be read or is no job."""
+    try:
+        return parse_test_job(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidJob(f"{path}: cannot be read ({error})", param="input") from None
+
+
+def parse_test_job(text: str, source: str) -> dict[str, Any]:
+    """Return the job in a JSON text, an object whose `input` is the job's input; raises InvalidJob naming `source` when it is none."""
+    try:
+        job = json.loads(text)
+    except ValueError as error:
+        raise InvalidJob(f"{source}: expected JSON ({error})", param="input") from None
+    if not isinstance(job, dict) or "input" not in job:
+        raise InvalidJob(f'{source}: expected an object with "input"', param="input")
+    return {"id": "local", **job}
 
 
 def _openai(given: Mapping[str, Any], batch: BatchLimits) -> Request:

@@ -7,36 +7,15 @@ import contextlib
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from handler.engine import SupervisedEngine
-from handler.errors import InvalidJob
 from handler.proxy import Proxy
 from handler.serverless import Handler
 from handler.settings import Settings
 from handler.sse import FrameSplitter, data_of, is_done
 
-__all__ = ["answer_once", "parse_test_job", "read_test_job"]
-
-
-def read_test_job(path: Path) -> dict[str, Any]:
-    """Return the job in a `test_input.json`; raises InvalidJob when it cannot be read or is no job."""
-    try:
-        return parse_test_job(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidJob(f"{path}: cannot be read ({error})", param="input") from None
-
-
-def parse_test_job(text: str, source: str) -> dict[str, Any]:
-    """Return the job in a JSON text, an object whose `input` is the job's input; raises InvalidJob naming `source` when it is none."""
-    try:
-        job = json.loads(text)
-    except ValueError as error:
-        raise InvalidJob(f"{source}: expected JSON ({error})", param="input") from None
-    if not isinstance(job, dict) or "input" not in job:
-        raise InvalidJob(f'{source}: expected an object with "input"', param="input")
-    return {"id": "local", **job}
+__all__ = ["answer_once"]
 
 
 def answer_once(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:

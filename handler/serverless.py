@@ -20,6 +20,7 @@ from typing import Any
 from handler.engine import SupervisedEngine
 from handler.errors import WorkerError, to_openai
 from handler.job import read_job
+from handler.ledger import Ledger
 from handler.lifecycle import Event, Lifecycle
 from handler.proxy import Piece, Proxy
 from handler.settings import Settings
@@ -62,7 +63,7 @@ class Handler:
             yield {"error": text}
 
 
-def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle) -> None:
+def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle, ledger: Ledger) -> None:
     """Take and answer jobs until the platform asks to stop or the engine dies; importing the SDK overlaps with the engine's start.
 
     Raises:
@@ -71,7 +72,10 @@ def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle) ->
     import runpod  # noqa: TID251
     from runpod.serverless.modules import rp_scale  # noqa: TID251
 
+    ledger.note("SDK imported")
     engine.wait_ready()
+    ledger.note("taking jobs")
+    ledger.close()
     proxy = Proxy(engine, settings.limits)
     rp_scale.JobScaler = _scaler(rp_scale.JobScaler, proxy, lifecycle)
     runpod.serverless.start(

@@ -19,6 +19,7 @@ from aiohttp import web
 from handler.engine import SupervisedEngine
 from handler.errors import InvalidJob, InvalidSettings, WorkerError, to_openai
 from handler.job import Request, read_job
+from handler.ledger import Ledger
 from handler.lifecycle import Event, Lifecycle, State
 from handler.proxy import Proxy
 from handler.settings import Settings
@@ -91,17 +92,17 @@ class Face:
         return read_job(route, self._settings.batch)
 
 
-def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle) -> None:
+def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle, ledger: Ledger) -> None:
     """Answer HTTP on PORT of every interface until SIGTERM or SIGINT, or until the engine dies.
 
     Raises:
         EngineFailedToStart: when the engine never became ready.
         InvalidSettings: when the port is taken.
     """
-    asyncio.run(_serve(engine, settings, lifecycle))
+    asyncio.run(_serve(engine, settings, lifecycle, ledger))
 
 
-async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle) -> None:
+async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle, ledger: Ledger) -> None:
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
@@ -118,6 +119,7 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
             await asyncio.wait({*events, ready}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 ready.result()
+                ledger.close()
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             lifecycle.report(Event.TERM)

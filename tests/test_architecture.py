@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 HANDLER = Path(__file__).resolve().parents[1] / "handler"
 ORDER = re.search(r"a file may import those before it: ([\w\s,]+)\.", (HANDLER / "__init__.py").read_text())
 assert ORDER
+PROGRAMS = {"__main__", "describe", "serve_on_loopback"}
 LAYERS = [name.strip() for name in ORDER.group(1).split(",")]
 FILES = sorted(path for path in HANDLER.rglob("*.py") if "cpu" not in path.parts)
 MODULES = [path for path in FILES if path.stem != "__init__"]
@@ -60,7 +63,7 @@ def test_nothing_of_the_worker_imports_the_cpu_engine() -> None:
         ("huggingface_hub", {"models", "hub", "receive"}),
         ("psutil", {"processes", "readahead"}),
         ("aiohttp", {"engine", "proxy", "web"}),
-        ("ctypes", {"residue"}),
+        ("ctypes", {"residue", "serve_on_loopback"}),
         ("os.environ", {"__main__"}),
         ("sys.exit", {"__main__"}),
     ],
@@ -78,7 +81,7 @@ def test_each_dangerous_thing_has_its_importers(dangerous: str, importers: set[s
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_every_public_name_is_listed_and_every_listed_name_is_there(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    if path.stem in {"__main__", "describe", "serve_on_loopback"}:  # programs
+    if path.stem in PROGRAMS:
         return
     listed = next(
         ast.literal_eval(node.value)
@@ -99,3 +102,17 @@ def test_every_public_name_is_listed_and_every_listed_name_is_there(path: Path) 
     assert used_elsewhere <= set(listed)
     assert set(listed) <= defined
     assert len(set(listed)) == len(listed)
+
+
+def test_importing_any_module_starts_nothing() -> None:
+    names = [".".join(["handler", *path.relative_to(HANDLER).with_suffix("").parts]) for path in MODULES if path.stem not in PROGRAMS]
+    code = f"""
+import importlib, os, signal, threading
+before = signal.getsignal(signal.SIGTERM), dict(os.environ)
+for name in {names!r}:
+    importlib.import_module(name)
+assert threading.enumerate() == [threading.main_thread()], threading.enumerate()
+assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
+assert not os.path.exists(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children") or not open(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children").read()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HANDLER.parent, timeout=30)

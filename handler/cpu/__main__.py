@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from handler.cpu.request import RequestReader
 
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+_STARTED_BY_WORKER = "WORKER_ENGINE"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # FastDeploy's own cap on --max-num-seqs.
 _SLOTS_LIMIT = 256
 
@@ -36,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until a signal ends it; return the exit code."""
     started = time.perf_counter()
     options = _parser().parse_args(argv)
+    _end_with_parent()
     threads = _set_threads()
 
     def announce(what: str) -> None:
@@ -150,6 +155,13 @@ async def _serve(
         await server.serve(listener, lambda: announce(f"{name} on http://{host}:{port}"))
     except OSError as error:
         raise _port_refusal(port, error) from error
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process with the worker that started it, even if that was killed; Linux only, and never for a shell."""
+    if _STARTED_BY_WORKER in os.environ:  # noqa: TID251 - see _set_threads
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _leave(_number: int, _frame: object) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from ci.jobserver import JobServer
@@ -197,3 +199,15 @@ async def test_no_job_is_taken_before_the_engine_has_answered(jobs: JobServer) -
         await job.wait_done(20)
         assert job.taken_at is not None
         assert job.taken_at - worker.started > 3
+
+
+async def test_a_killed_worker_takes_its_engine_along(engine_variables: dict[str, str], jobs: JobServer) -> None:
+    async with Worker(engine_variables, jobs.environment()) as worker:
+        await jobs.wait_worker(30)
+        engine = worker.engine()
+        worker.signal(signal.SIGKILL)
+        for _ in range(100):
+            if not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE:
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the engine lives on")
