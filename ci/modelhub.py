@@ -164,7 +164,7 @@ class _Server(ThreadingHTTPServer):
         """Close without the farewell that would turn a reset into an orderly end."""
         self.close_request(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, *_: object) -> None:
         """Say nothing: clients of this server are killed on purpose."""
 
 

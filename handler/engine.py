@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import anyio.from_thread
@@ -163,13 +162,14 @@ class EngineProcess:
         self.exchange = engine.exchange
         self.death: concurrent.futures.Future[EngineDied] = concurrent.futures.Future()
         self._verdict = ""
-        self._stopping = False
+        self._stopping = self._leaving = False
 
     async def __aenter__(self) -> EngineProcess:
         self._start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
+        self._leaving = True
         self._lifecycle.report(Event.TERM)
         with anyio.CancelScope(shield=True):
             await self._stop()
@@ -188,7 +188,7 @@ class EngineProcess:
             except EngineFailedToStart as error:
                 # A cause that was recognised would only come again, and cost the same time.
                 late = asyncio.get_running_loop().time() >= deadline
-                if not left or late or self._engine.explain(self._last):
+                if not left or late or self._leaving or self._engine.explain(self._last):
                     self._lifecycle.report(Event.ENGINE_DIED)
                     raise
                 log.warning("%s\nstarting it again (ENGINE_RESTARTS)", error)

@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, TypeVar
 
 import aiohttp
@@ -63,7 +62,7 @@ class Proxy:
         self._death.add_done_callback(tell)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def engine_died(self) -> EngineDied:

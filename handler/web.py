@@ -66,8 +66,8 @@ class Face:
                         )
                         await response.prepare(http)
                     await response.write(piece.encode())
-        except ConnectionResetError:
-            raise  # the client has left; closing the pieces told the engine
+        except ConnectionResetError:  # the client has left; closing the pieces told the engine
+            pass
         except Exception as error:  # whatever happens, the client gets an error object
             if not isinstance(error, WorkerError):
                 log.exception("%s %s", http.method, http.path)

@@ -1,4 +1,4 @@
-"""Forty defects found in an earlier worker for FastDeploy, each with the tests that show it cannot come back, or the reason why it cannot be made."""
+"""Forty defects found in an earlier worker for FastDeploy: the tests that show each cannot come back, or why it cannot be made."""
 
 from __future__ import annotations
 

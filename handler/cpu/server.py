@@ -207,10 +207,12 @@ class Server:
             while not answer.finished:
                 frames = [answer.frame(index, event, inbox.elapsed) for index, event in await inbox.next()]
                 await response.write(b"".join(frames))
+            await response.write(answer.closing())
         except _EngineError as error:
             await response.write(error_frame(error.body))
             return response
-        await response.write(answer.closing())
+        except ConnectionResetError:
+            return response  # the client has left; what it asked for is aborted by whoever submitted it
         self._metrics.successes += 1
         return response
 

@@ -114,6 +114,9 @@ async def test_a_client_that_leaves_aborts_the_engines_work() -> None:
         async with session.post(url + "/v1/chat/completions", json={"messages": MESSAGES, "stream": True, "max_tokens": 900}) as answer:
             await answer.content.readuntil(b"\n\n")
         await aborted_at(worker.engine_url)
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
+        assert "Traceback" not in worker.output
 
 
 async def test_an_engine_killed_mid_stream_ends_the_stream_with_an_error_frame_and_the_worker_with_1() -> None:

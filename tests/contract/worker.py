@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -73,7 +72,7 @@ class Worker:
         self._readers = [asyncio.create_task(self._read(stream)) for stream in (self.process.stdout, self.process.stderr)]
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.remember_family()
         if self.process.returncode is None:
             self.process.kill()

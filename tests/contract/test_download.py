@@ -1,0 +1,35 @@
+"""MODEL names a repository: downloaded, served, and served again without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ci.modelhub import ModelHub
+from tests.contract.worker import DEMO, Worker, cpu_engine
+
+pytestmark = pytest.mark.anyio
+JOB = json.dumps({"input": {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0, "max_tokens": 40}})
+
+
+async def test_a_repository_is_downloaded_once_and_answers_with_and_without_the_hub(tmp_path: Path) -> None:
+    variables = cpu_engine() | {"MODEL": "org/demo", "HF_HOME": str(tmp_path / "home"), "BAKED_MODELS": str(tmp_path / "none")}
+    with ModelHub() as hub:
+        hub.add("org/demo", DEMO)
+        async with Worker(variables, {"HF_ENDPOINT": hub.url}, arguments=("--test_input", JOB)) as worker:
+            assert await worker.wait(40) == 0
+            assert "demo" in worker.output
+    async with Worker(variables, {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}, arguments=("--test_input", JOB)) as worker:
+        assert await worker.wait(40) == 0
+        assert "demo" in worker.output
+
+
+async def test_a_repository_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
+    variables = cpu_engine() | {"MODEL": "org/nothing", "HF_HOME": str(tmp_path / "home")}
+    with ModelHub() as hub:
+        async with Worker(variables, {"HF_ENDPOINT": hub.url}, arguments=("--test_input", JOB)) as worker:
+            assert await worker.wait(40) == 1
+            assert "error: MODEL=org/nothing" in worker.output
+            assert "Traceback" not in worker.output
