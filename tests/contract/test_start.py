@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from ci.jobserver import JobServer
-from tests.contract.worker import DEMO, Worker, cpu_engine, replayed_engine
+from tests.contract.worker import DEMO, ROOT, Worker, cpu_engine, replayed_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -114,3 +115,67 @@ async def test_secrets_reach_neither_the_engine_nor_the_log() -> None:
         await worker.wait_line("Waiting")
         for line in [worker.output, *worker.engine().cmdline(), *worker.engine().environ().values()]:
             assert "abcdef" not in line
+
+
+async def test_a_gpu_that_the_image_has_no_kernels_for_ends_the_start_with_the_way_out() -> None:
+    way_out = "this image holds kernels for SM86/SM89; the GPU is an NVIDIA H100 80GB HBM3 (SM90): use the"
+    await fails(Worker(replayed_engine(), {"IMAGE_ARCHITECTURES": "86,89"}), way_out)
+
+
+async def test_contradictions_are_told_together_before_anything_is_loaded() -> None:
+    wrong = {"TENSOR_PARALLEL_SIZE": "3", "KV_CACHE_RATIO": "2", "MAX_MODEL_LEN": "9999999", "QUANTIZATION": "wint3"}
+    worker = Worker(replayed_engine(), wrong)
+    await fails(worker, *(f"{name}: got" for name in wrong))
+    assert "starting the" not in worker.output
+
+
+async def test_an_image_that_lists_no_architectures_is_told_so() -> None:
+    await fails(
+        Worker(replayed_engine(), {"IMAGE_ARCHITECTURES": "ampere"}), "IMAGE_ARCHITECTURES: got 'ampere', expected compute capabilities"
+    )
+
+
+async def test_a_release_that_nobody_knows_is_told_with_the_known_ones() -> None:
+    unknown = replayed_engine() | {"FASTDEPLOY_RELEASE": ""}
+    package = ROOT / "tests" / "fastdeploy_replayed"
+    assert (package / "fastdeploy" / "version.txt").read_text().split()[-1] == "2.3.0"
+    async with Worker(unknown, arguments=("--test_input", '{"input": {"prompt": "Hello"}}')) as worker:
+        assert await worker.wait(30) == 0, "2.3.0 is looked up and known"
+    await fails(
+        Worker(unknown, {"ENGINE": "fastdeploy", "PYTHONPATH": str(ROOT)}), "FASTDEPLOY_RELEASE: not set", "no FastDeploy", "2.3, 2.4"
+    )
+
+
+async def test_the_cpu_engine_downloads_nothing_itself() -> None:
+    await fails(
+        Worker(cpu_engine() | {"MODEL": "org/name", "MODEL_SOURCE": "modelscope"}), "MODEL_SOURCE=modelscope: the CPU engine downloads"
+    )
+
+
+async def test_flags_of_fastdeploy_have_no_effect_on_the_cpu_engine_and_are_named() -> None:
+    job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
+    async with Worker(cpu_engine(), {"TENSOR_PARALLEL_SIZE": "2"}, arguments=("--test_input", job)) as worker:
+        assert await worker.wait(30) == 0
+        assert "the CPU engine ignores TENSOR_PARALLEL_SIZE" in worker.output
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "words"),
+    [
+        ({"FASTDEPLOY_RELEASE": "2.3"}, 1, "could not be asked"),
+        ({"FASTDEPLOY_RELEASE": "", "PYTHONPATH": str(ROOT)}, 1, "has FastDeploy not installed, expected one of 2.3"),
+    ],
+)
+async def test_the_flag_check_says_why_it_cannot_compare(variables: dict[str, str], code: int, words: str) -> None:
+    async with Worker(replayed_engine() | variables, arguments=("flags", "--check")) as worker:
+        assert await worker.wait(30) == code
+        assert words in worker.output
+
+
+async def test_the_cold_start_is_told_phase_by_phase(jobs: JobServer) -> None:
+    async with Worker(replayed_engine(), jobs.environment()) as worker:
+        line = await worker.wait_line("cold start: ")
+        phases = ["weights found", "engine chosen", "engine started", "engine answered", "SDK imported", "taking jobs"]
+        found = {phase: float(seconds) for phase, seconds in re.findall(r"([\w ]+) (\d+\.\d\d) s", line.partition("cold start: ")[2])}
+        assert sorted(name.strip() for name in found) == sorted(phases)
+        assert found[" taking jobs"] == max(found.values())
