@@ -1,10 +1,10 @@
-"""Write the README's table of variables from the one in `handler/settings.py`: `python -m ci.readme`."""
+"""Write the README's table of variables from the one in `handler/variables.py`: `python -m ci.readme`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from handler.settings import TABLE, Variable
+from handler.variables import TABLE, Variable
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 HEAD = "| variable | default | meaning |\n| --- | --- | --- |\n"

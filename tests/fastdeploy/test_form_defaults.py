@@ -10,7 +10,8 @@ import pytest
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.server import FastDeployEngine, Host, prepare
-from handler.settings import TABLE, read_settings
+from handler.settings import read_settings
+from handler.variables import TABLE
 from tests.fastdeploy.test_laws import accepted
 
 FORM: Mapping[str, str] = {

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import InvalidSettings
-from handler.settings import TABLE, BatchLimits, Secret, Settings, Variable, read_settings
+from handler.settings import BatchLimits, Secret, Settings, read_settings
+from handler.variables import TABLE, Variable
 from tests.property.strategies import SETTINGS
 
 NOWHERE = Path("/nonexistent/local_model_args.json")

@@ -1,0 +1,226 @@
+"""The one table of variables that the worker reads: names, kinds, defaults, bounds, and what they mean.
+
+Pages, forms and checks are made from it. The engine's own flags have tables of their own (`fastdeploy/flag_tables/`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["TABLE", "Kind", "Variable"]
+
+Kind = Literal["text", "integer", "number", "boolean", "list", "object", "choice", "secret"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One variable of the deployment.
+
+    `minimum` and `maximum` bound numbers, both inclusive; `aliases` are names that other workers' users bring along; the first that is set
+    wins, the variable's own name before all.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    aliases: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+TABLE: tuple[Variable, ...] = (
+    Variable(
+        name="MODEL",
+        kind="text",
+        default="",
+        aliases=("MODEL_NAME", "MODEL_REPO"),
+        help="The model to serve: a Hugging Face repository (org/name) or a directory that holds a checkpoint.",
+    ),
+    Variable(
+        name="MODEL_REVISION",
+        kind="text",
+        default="",
+        aliases=("REVISION",),
+        help="Branch, tag or commit of the repository; empty means its default branch.",
+    ),
+    Variable(
+        name="MODEL_SOURCE",
+        kind="choice",
+        default="huggingface",
+        choices=("huggingface", "modelscope", "aistudio"),
+        help="Where a repository is: from Hugging Face the worker downloads it, from the others FastDeploy does so itself.",
+    ),
+    Variable(
+        name="BAKED_MODELS",
+        kind="text",
+        default="/models",
+        help="The folder of an image's baked models, a Hugging Face cache. Set by the image.",
+    ),
+    Variable(
+        name="HF_HOME",
+        kind="text",
+        default="",
+        help="Where downloads go; empty means the network volume if one is mounted, else the library's own folder.",
+    ),
+    Variable(name="HF_ENDPOINT", kind="text", default="", help="Address of the hub or a mirror; empty means Hugging Face itself."),
+    Variable(
+        name="IMAGE_ARCHITECTURES",
+        kind="text",
+        default="",
+        help="Compute capabilities that the image holds kernels for, such as 80,90. Set by the image.",
+    ),
+    Variable(name="IMAGE_CUDA", kind="text", default="", help="The image's CUDA version, such as 12.6. Set by the image."),
+    Variable(
+        name="SERVED_MODEL_NAME",
+        kind="text",
+        default="",
+        aliases=("OPENAI_SERVED_MODEL_NAME_OVERRIDE",),
+        help="The name clients use for the model; empty means the value of MODEL.",
+    ),
+    Variable(
+        name="HF_TOKEN",
+        kind="secret",
+        default="",
+        aliases=("HUGGING_FACE_HUB_TOKEN",),
+        help="Access token for gated or private repositories.",
+    ),
+    Variable(
+        name="ENGINE",
+        kind="choice",
+        default="auto",
+        choices=("auto", "fastdeploy", "cpu"),
+        help="The engine that answers; auto takes FastDeploy where it is installed and the CPU engine elsewhere.",
+    ),
+    Variable(
+        name="FASTDEPLOY_RELEASE",
+        kind="choice",
+        default="",
+        choices=("2.3", "2.4", "2.5", "2.6"),
+        help="The release of FastDeploy that is installed; empty means to look.",
+    ),
+    Variable(
+        name="ENGINE_PYTHON",
+        kind="text",
+        default="python3",
+        help="The interpreter that has FastDeploy installed.",
+    ),
+    Variable(
+        name="ENGINE_STARTUP_TIMEOUT",
+        kind="number",
+        default=1200.0,
+        minimum=1,
+        maximum=86400,
+        help="Seconds from the engine's start to its first answer; past that the worker gives up. RunPod itself waits 7 minutes unless "
+        "RUNPOD_INIT_TIMEOUT says otherwise.",
+    ),
+    Variable(
+        name="ENGINE_STARTUP_STALL_TIMEOUT",
+        kind="number",
+        default=180.0,
+        minimum=1,
+        maximum=86400,
+        help="Seconds without a sign of work (a line of log, bytes read, CPU time) after which a starting engine is given up.",
+    ),
+    Variable(
+        name="ENGINE_RESTARTS",
+        kind="integer",
+        default=1,
+        minimum=0,
+        maximum=5,
+        help="How often an engine that failed to start for no recognised reason is started again; never after its first answer.",
+    ),
+    Variable(
+        name="ENGINE_STOP_TIMEOUT",
+        kind="number",
+        default=10.0,
+        minimum=0,
+        maximum=600,
+        help="Seconds between asking the engine to stop (SIGTERM) and ending it (SIGKILL).",
+    ),
+    Variable(
+        name="MAX_MODEL_LEN",
+        kind="integer",
+        default=0,
+        minimum=0,
+        maximum=10_000_000,
+        help="Longest prompt plus answer in tokens; 0 leaves it to the engine.",
+    ),
+    Variable(
+        name="MAX_NUM_SEQS", kind="integer", default=8, minimum=1, maximum=256, help="Requests that the engine decodes at the same time."
+    ),
+    Variable(
+        name="MAX_CONCURRENCY",
+        kind="integer",
+        default=0,
+        minimum=0,
+        maximum=4096,
+        help="Jobs that the worker takes at the same time; 0 means four times MAX_NUM_SEQS, so that the engine's queue never runs dry.",
+    ),
+    Variable(name="DEFAULT_BATCH_SIZE", kind="integer", default=50, minimum=1, maximum=65536, help="Most tokens in one streamed piece."),
+    Variable(
+        name="DEFAULT_MIN_BATCH_SIZE",
+        kind="integer",
+        default=1,
+        minimum=1,
+        maximum=65536,
+        help="Most tokens in the first streamed piece of a job.",
+    ),
+    Variable(
+        name="DEFAULT_BATCH_SIZE_GROWTH_FACTOR",
+        kind="number",
+        default=3.0,
+        minimum=1,
+        maximum=1000,
+        help="By how much each streamed piece may be larger than the one before it, until DEFAULT_BATCH_SIZE.",
+    ),
+    Variable(
+        name="REQUEST_STALL_TIMEOUT",
+        kind="number",
+        default=300.0,
+        minimum=1,
+        maximum=86400,
+        help="Seconds without a byte from the engine after which a request is given up with a 504.",
+    ),
+    Variable(
+        name="REQUEST_STALLS_FATAL",
+        kind="integer",
+        default=3,
+        minimum=1,
+        maximum=1000,
+        help="After so many requests in a row that were given up the engine is taken for dead.",
+    ),
+    Variable(
+        name="STRICT_REQUESTS",
+        kind="boolean",
+        default=False,
+        help="Refuse requests with options that FastDeploy would ignore in silence, instead of naming them in the log.",
+    ),
+    Variable(
+        name="RAW_ENGINE_OUTPUT",
+        kind="boolean",
+        default=False,
+        help="Pass FastDeploy's answers on as they are, without the repairs that make them OpenAI's.",
+    ),
+    Variable(
+        name="MAX_TOKENS_LIMIT",
+        kind="integer",
+        default=0,
+        minimum=0,
+        maximum=10_000_000,
+        help="Most tokens that one answer may ask for; 0 means no limit. FastDeploy 2.3 and 2.4 cannot abort a request.",
+    ),
+    Variable(
+        name="PORT",
+        kind="integer",
+        default=0,
+        minimum=0,
+        maximum=65535,
+        help="Port of the worker's own HTTP server; 0 means none. RunPod sets it on load-balancing endpoints.",
+    ),
+    Variable(
+        name="LOG_LEVEL", kind="choice", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="How much the worker logs."
+    ),
+)
