@@ -5,7 +5,7 @@ python := ".venv/bin/python"
 
 # List the recipes
 default:
-    @just --justfile "{{justfile()}}" --list --unsorted
+    @"{{just_executable()}}" --list --unsorted
 
 # Answer one prompt on this machine, without a GPU: run [prompt=TEXT | input=FILE] [model=NAME_OR_DIRECTORY]
 run *arguments:

@@ -20,12 +20,14 @@ def main(arguments: list[str], environment: dict[str, str]) -> None:
             sys.exit(f"run: {key}: unknown, expected one of {', '.join(f'{known}=...' for known in KEYS)}")
     if "prompt" in given and "input" in given:
         sys.exit("run: got both prompt= and input=, expected one of them")
+    called_from = Path(environment.get("CALLED_FROM", "."))
     if "model" in given:
-        environment["MODEL"] = given["model"]
+        directory = called_from / given["model"]
+        environment["MODEL"] = str(directory) if directory.is_dir() else given["model"]
     if not any(environment.get(name) for name in ("MODEL", "MODEL_NAME", "MODEL_REPO")):
         environment |= {"MODEL": str(DEMO), "SERVED_MODEL_NAME": environment.get("SERVED_MODEL_NAME") or "demo"}
     environment = {"LOG_LEVEL": "WARNING", "ENGINE": "cpu"} | environment
-    job = ["--input", given.get("input", str(ROOT / "test_input.json"))]
+    job = ["--input", str(called_from / given["input"] if "input" in given else ROOT / "test_input.json")]
     if "prompt" in given:
         body = {"messages": [{"role": "user", "content": given["prompt"]}], "temperature": 0, "stream": True}
         body["stream_options"] = {"include_usage": True}

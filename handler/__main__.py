@@ -45,6 +45,9 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the answer has left; Python would complain once more at its own end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
 

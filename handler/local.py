@@ -46,6 +46,7 @@ class _Printer:
         self._prompt_tokens: int | None = None
         self._output_tokens: int | None = None
         self._first: float | None = None
+        self._texts = 0
 
     def show(self, piece: Any, now: float) -> None:
         for answer in self._answers(piece):
@@ -53,8 +54,9 @@ class _Printer:
                 self._prompt_tokens = usage.get("prompt_tokens", usage.get("input"))
                 self._output_tokens = usage.get("completion_tokens", usage.get("output"))
             text = "".join(_texts(answer))
-            if text and self._first is None:
-                self._first = now
+            if text:
+                self._texts += 1
+                self._first = self._first or now
             print(text, end="", flush=True)
 
     def _answers(self, piece: Any) -> list[dict[str, Any]]:
@@ -69,10 +71,13 @@ class _Printer:
         print()
         if self._first is None:
             return
-        after = total - self._first
-        rate = f"{(self._output_tokens - 1) / after:.1f}" if self._output_tokens and self._output_tokens > 1 and after > 0 else "-"
-        tokens = f"{_known(self._prompt_tokens)} prompt tokens, {_known(self._output_tokens)} output tokens"
-        print(f"\n{tokens}, TTFT {self._first * 1000:.0f} ms, {rate} tokens/s")
+        # Of an answer that came in one piece only the whole time is known.
+        tokens, seconds = self._output_tokens or 0, total
+        if self._texts > 1:
+            tokens, seconds = tokens - 1, total - self._first
+        rate = f"{tokens / seconds:.1f}" if tokens > 0 and seconds > 0 else "-"
+        counts = f"{_known(self._prompt_tokens)} prompt tokens, {_known(self._output_tokens)} output tokens"
+        print(f"\n{counts}, TTFT {self._first * 1000:.0f} ms, {rate} tokens/s")
 
 
 def _known(count: int | None) -> str:

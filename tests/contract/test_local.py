@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.contract.worker import ROOT, Worker, replayed_engine
+from tests.contract.worker import ROOT, Worker, cpu_engine, environment, replayed_engine
 
 pytestmark = pytest.mark.anyio
 FIGURES = re.compile(r"^\d+ prompt tokens, \d+ output tokens, TTFT \d+ ms, (\d+\.\d|-) tokens/s$")
@@ -69,12 +72,32 @@ async def test_a_job_that_fails_is_shown_and_counts(tmp_path: Path) -> None:
 
 
 async def test_run_answers_a_prompt_with_the_demo_model() -> None:
-    import asyncio
-    import sys
-
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ci.run", "prompt=Who are you?", cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, error = await process.communicate()
     assert process.returncode == 0, error
     assert b"demo" in out
+
+
+async def test_a_reader_that_leaves_early_is_no_crash() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "handler", cwd=ROOT, env=environment(cpu_engine()), stdout=write, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(write)
+    _, error = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert b"Traceback" not in error
+
+
+async def test_files_are_meant_from_where_the_person_stands(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"input": {"prompt": "Hello", "max_tokens": 3}}))
+    variables = environment() | {"CALLED_FROM": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ci.run", "input=job.json", cwd=ROOT, env=variables, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert FIGURES.match(out.decode().splitlines()[-1])
