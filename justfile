@@ -40,10 +40,15 @@ parity:
     ci/demo_model/install.sh
     .venv-torch/bin/python -m ci.parity.compare
 
-# Measure: bench cpu
+# Measure: bench cpu | bench start
 [group('check')]
-bench name *arguments:
-    {{python}} -m ci.bench.{{name}} "${@:2}"
+bench name *arguments: _tools
+    @shift; {{python}} -m ci.bench.{{name}} "$@"
+
+# Show what FastDeploy and the worker answer to odd requests
+[group('check')]
+fuzz-table: _tools
+    @{{python}} -m ci.fuzz_table
 
 # Train the demo checkpoint again (installs torch into .venv-torch)
 [group('build')]

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from handler.engine import SupervisedEngine
-from handler.errors import InvalidJob, InvalidSettings, WorkerError, to_openai
+from handler.errors import InvalidJob, InvalidSettings, WorkerError, for_log, to_openai
 from handler.job import Request, read_job
 from handler.ledger import Ledger
 from handler.lifecycle import Event, Lifecycle, State
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 30 * 1024 * 1024
 """RunPod's own limit for a request to a load-balancing endpoint."""
+
+DEFAULT_PORT = 80
+"""What RunPod takes for the port of a load-balancing endpoint that names none."""
 
 _PING = {State.STARTING: 204, State.READY: 200}
 
@@ -46,11 +49,18 @@ class Face:
         application.router.add_get("/ping", self.ping)
         for prefix in ("/openai/v1", "/v1"):
             application.router.add_route("*", prefix + "/{route:.*}", self.relay)
+        application.router.add_route("*", "/{route:.*}", self.nowhere)
         return application
 
     async def ping(self, _: web.Request) -> web.Response:
         """Tell RunPod whether requests may come."""
         return web.Response(status=_PING.get(self._lifecycle.state, 503))
+
+    async def nowhere(self, http: web.Request) -> web.Response:
+        """Answer what has no route, in OpenAI's shape."""
+        message = f"{http.path}: no such route, expected /ping, /v1/... or /openai/v1/..."
+        status, body = to_openai(InvalidJob(message, code="not_found", status=404))
+        return web.json_response(body, status=status)
 
     async def relay(self, http: web.Request) -> web.StreamResponse:
         """Answer one request as the engine does."""
@@ -72,7 +82,7 @@ class Face:
             if not isinstance(error, WorkerError):
                 log.exception("%s %s", http.method, http.path)
             status, body = to_openai(error)
-            log.warning("%s %s failed: %s", http.method, http.path, json.dumps(body))
+            log.warning("%s %s failed: %s", http.method, http.path, for_log(error))
             if response is None:
                 return web.json_response(body, status=status)
             await response.write(b"data: " + json.dumps(body).encode() + b"\n\n")
@@ -87,6 +97,8 @@ class Face:
         except (ValueError, RecursionError) as error:
             raise InvalidJob(f"body: expected JSON ({error})", param="body") from None
         route: dict[str, Any] = {"openai_route": http.path_qs, "openai_input": body}
+        if http.method == "POST" and not body:
+            raise InvalidJob("body: missing or empty, expected a JSON object", param="body")
         if http.method == "GET":
             route = {"route": http.path_qs.removeprefix("/openai"), "method": "GET"}
         return read_job(route, self._settings.batch)
@@ -112,9 +124,10 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
         )
         await runner.setup()
         try:
-            await _listen(runner, settings.port)
-            log.info("answering on port %d", settings.port)
+            await _listen(runner, settings.port or DEFAULT_PORT)
+            log.info("answering on port %d", settings.port or DEFAULT_PORT)
             ready = asyncio.ensure_future(asyncio.to_thread(engine.wait_ready))
+            ready.add_done_callback(_note_failure)
             events = {asyncio.ensure_future(asked.wait()), asyncio.ensure_future(proxy.engine_died())}
             await asyncio.wait({*events, ready}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
@@ -124,6 +137,12 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
         finally:
             lifecycle.report(Event.TERM)
             await runner.cleanup()
+
+
+def _note_failure(ready: asyncio.Future[None]) -> None:
+    """Take the failure of an engine that was asked to stop before it was ready: nobody waits for it, and asyncio would complain."""
+    if not ready.cancelled():
+        ready.exception()
 
 
 async def _listen(runner: web.AppRunner, port: int) -> None:

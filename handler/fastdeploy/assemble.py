@@ -25,7 +25,8 @@ DIFFERENCES = {
 }
 """What stays different, and why."""
 
-_WHOLE_ONLY = ("echo", "prompt_logprobs", "include_draft_logprobs", "collect_metrics")
+_WHOLE_ONLY = {"echo": "2.3", "include_draft_logprobs": "2.3", "prompt_logprobs": "2.4", "collect_metrics": "2.5"}
+"""With the release that each came with; to an older one it says nothing."""
 _JOINED = frozenset({"content", "reasoning_content", "text", "completion_tokens", "arguments"})
 _CHAT_MESSAGE = """role content multimodal_content reasoning_content tool_calls prompt_token_ids completion_token_ids prompt_tokens
 completion_tokens""".split()
@@ -33,7 +34,9 @@ _TEXT_CHOICE = """text prompt_token_ids completion_token_ids prompt_tokens compl
 finish_reason tool_calls""".split()
 
 
-def needs_whole(body: Mapping[str, Any], path: str, *, tool_parser: bool = False, reasoning_parser: str | None = None) -> bool:
+def needs_whole(
+    body: Mapping[str, Any], path: str, *, tool_parser: bool = False, reasoning_parser: str | None = None, release: str = "2.6"
+) -> bool:
     """Tell whether only the form without a stream holds all of the answer to a request that was not asked to stream.
 
     - `echo`, `prompt_logprobs`, `include_draft_logprobs`, `collect_metrics`: no recording shows them in a stream.
@@ -44,7 +47,7 @@ def needs_whole(body: Mapping[str, Any], path: str, *, tool_parser: bool = False
 
     The last two do not hold for the parser `qwen3`: it fails on whole answers that were cut while thinking, which is worse.
     """
-    if path not in {CHAT, COMPLETIONS} or any(_asked(body, name) for name in _WHOLE_ONLY):
+    if path not in {CHAT, COMPLETIONS} or any(_asked(body, name) and release >= since for name, since in _WHOLE_ONLY.items()):
         return True
     if _has_media(body.get("messages")) or (path == COMPLETIONS and body.get("return_token_ids")):
         return True

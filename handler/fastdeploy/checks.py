@@ -72,7 +72,8 @@ class Range:
         number = "a whole number" if self.whole else "a number"
         if self.above:
             return f"{number} above {self.low:g}"
-        return f"{number} of at least {self.low:g}" if self.high is None else f"{number} from {self.low:g} to {self.high:.18g}"
+        high = int(self.high) if self.whole and self.high is not None else self.high
+        return f"{number} of at least {self.low:g}" if high is None else f"{number} from {self.low:g} to {high}"
 
     def __contains__(self, value: object) -> bool:
         """Tell whether it is a number, and within."""

@@ -16,6 +16,8 @@ __all__ = ["exchange"]
 
 log = logging.getLogger(__name__)
 
+_MODELS = "/v1/models"
+
 
 def exchange(request: Request, rules: Rules, *, raw: bool) -> Exchange:
     """Return how to put `request`; `raw` leaves answers as the engine gives them.
@@ -24,7 +26,7 @@ def exchange(request: Request, rules: Rules, *, raw: bool) -> Exchange:
         InvalidJob: FastDeploy must not see this request.
     """
     if request.body is None:
-        return Exchange(request)
+        return Exchange(request) if raw or request.path != _MODELS else _Models(request, rules.served_name)
     checked = check(request.body, request.path, rules)
     for warning in checked.warnings:
         log.warning("%s: %s", request.path, warning)
@@ -32,6 +34,21 @@ def exchange(request: Request, rules: Rules, *, raw: bool) -> Exchange:
     if raw or request.path not in {CHAT, COMPLETIONS}:
         return Exchange(sent)
     return _Mended(request.body, sent, rules)
+
+
+class _Models(Exchange):
+    """The list of models, in which FastDeploy tells the directory of the weights: it has one model, and that has one name."""
+
+    def __init__(self, request: Request, served_name: str) -> None:
+        super().__init__(request)
+        self._name = served_name
+
+    def whole(self, answer: Any) -> Any:
+        """Return the list with the name in place of the directory."""
+        listed = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(listed, list):
+            return answer
+        return answer | {"data": [model | {"id": self._name, "root": self._name} for model in listed if isinstance(model, dict)]}
 
 
 class _Mended(Exchange):
@@ -44,7 +61,9 @@ class _Mended(Exchange):
         body, hide_usage = request.body or {}, False
         if request.stream:
             body, hide_usage = with_usage(body, rules)
-        elif not needs_whole(body, request.path, tool_parser=rules.tool_parser, reasoning_parser=rules.reasoning_parser):
+        elif not needs_whole(
+            body, request.path, tool_parser=rules.tool_parser, reasoning_parser=rules.reasoning_parser, release=rules.release
+        ):
             body = as_stream(body)
         super().__init__(replace(request, body=body, stream=bool(body.get("stream"))))
         facts = facts_of(asked, request.path, rules, hide_usage=hide_usage)

@@ -2,7 +2,8 @@
 
 Read in this order: `recordings` (what was recorded, and which recording answers a request), `wire` (HTTP bytes), `script` (one answer
 as steps, with pacing and faults), `synthetic` (endless tokens for benches), `seen` (what the server saw, for tests), `server` (sockets),
-`orphan` (the process that outlives it), `options` and `__main__` (flags, loading, exit codes); `child` starts it from a test.
+`orphan` (the process that outlives it), `options` and `__main__` (flags, loading, exit codes); `child` starts it from a test. Where a
+recorded question is put in another form: `said` (what an answer says), `form` (a stream made of a whole answer), `twin` (which answers).
 
 Not here: tokenising, templates, scheduling, limits on concurrency. An unrecorded request is an error, never a guess.
 """

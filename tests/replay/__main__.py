@@ -11,8 +11,9 @@ import time
 
 from . import orphan
 from .options import LOADING_FAULTS, Options, parse
-from .recordings import BadTranscripts, Library, load
+from .recordings import BadTranscripts, Library, Recording, load
 from .server import Server
+from .twin import TwinLibrary
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     options = parse(sys.argv[1:], os.environ)
     try:
         recordings = load(options.transcripts)
-        library = Library(recordings, setup=options.setup, ignored=options.ignored_fields, fallbacks=options.fallbacks)
+        library = _library(recordings, options)
     except BadTranscripts as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2
@@ -41,6 +42,15 @@ def main() -> int:
         if parent_pipe is not None:
             os.close(parent_pipe)
     return 0
+
+
+def _library(recordings: list[Recording], options: Options) -> Library:
+    """What answers requests, as the options say."""
+    if options.twins:
+        return TwinLibrary(
+            recordings, setup=options.setup, ignored=options.ignored_fields, fallbacks=options.fallbacks, served=options.served_name
+        )
+    return Library(recordings, setup=options.setup, ignored=options.ignored_fields, fallbacks=options.fallbacks)
 
 
 def _load_model(options: Options) -> int | None:

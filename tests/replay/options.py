@@ -29,6 +29,8 @@ class Options:
     setup: str
     ignored_fields: tuple[str, ...]
     fallbacks: tuple[str, ...]
+    twins: bool
+    served_name: str | None
     start_delay_s: float
     worker_log: Path | None
     log_folder: Path | None
@@ -66,6 +68,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
         setup=given.setup,
         ignored_fields=tuple(given.ignore_field),
         fallbacks=tuple(given.fallback),
+        twins=given.twins,
+        served_name=vars(flags).get("served_model_name"),
         start_delay_s=given.start_delay,
         worker_log=given.worker_log,
         log_folder=Path(environ["FD_LOG_DIR"]) if environ.get("FD_LOG_DIR") else None,
@@ -84,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, required=True, help="0 takes a free one; the start-up lines say which")
     add("--ignore-field", action="append", default=[], metavar="NAME", help="top-level field left out when bodies are compared; repeatable")
     add("--fallback", action="append", default=[], metavar="CASE", help="answers unrecorded requests of its route and `stream`; repeatable")
+    add("--twins", action="store_true", help="answer other forms of a recorded question: stream, usage, model name")
     add("--start-delay", type=float, default=0.0, metavar="S", help="port closed until then")
     add("--event-delay", type=float, default=0.0, metavar="S", help="pause before every SSE event but the first")
     add("--rechunk", type=int, default=0, metavar="N", help="write payloads in pieces of N bytes")
@@ -114,10 +119,11 @@ def _fault(text: str) -> Fault:
 
 
 def _known_engine_flags() -> argparse.ArgumentParser:
-    """The two of FastDeploy's flags that change what is seen from outside."""
+    """The few of FastDeploy's flags that change what is seen from outside."""
     parser = argparse.ArgumentParser(prog="api_server.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--api-key", action="append")
     parser.add_argument("--timeout-graceful-shutdown", type=int, default=0)
+    parser.add_argument("--served-model-name")
     return parser
 
 

@@ -8,9 +8,9 @@ parsers).
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .wire import Request, parse_head
 
@@ -32,6 +32,8 @@ class Recording:
     request: Request
     raw: bytes
     """The answer as it stood on the wire; empty if the server never answered."""
+    by: Literal["recording", "twin", "fallback"] = "recording"
+    """Why it answers a request: it is that request's, another form's of the same question (see `twin`), or the fallback."""
 
     @property
     def setup(self) -> str:
@@ -101,7 +103,8 @@ class Library:
             found.append(recording)
         if found:
             return found[rank.index(min(rank))]
-        return next((one for one in self._fallbacks if _same_form(one.request, request)), None) or self._closest(request)
+        fallback = next((one for one in self._fallbacks if _same_form(one.request, request)), None)
+        return replace(fallback, by="fallback") if fallback else self._closest(request)
 
     def _agreement(self, recording: Recording, request: Request) -> int:
         ours, theirs = json_object(recording.request.body), json_object(request.body)

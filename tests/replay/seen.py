@@ -23,6 +23,8 @@ class Entry:
     body: str
     case: str | None = None
     """The recording that answered, `synthetic`, or None (a probe of a fault, a miss)."""
+    by: str | None = None
+    """Why that recording answered: see `Recording.by`."""
     started: float
     first_byte: float | None = None
     last_event: float | None = None

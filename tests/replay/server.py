@@ -166,7 +166,7 @@ class Server:
             print(f"replay miss: {message}", file=sys.stderr, flush=True)
             error = {"message": message, "type": "replay_miss", "param": None, "code": "replay_miss"}
             return json_answer("501 Not Implemented", {"error": {**error, "closest": found.closest, "differences": found.differences}})
-        entry.case = found.case
+        entry.case, entry.by = found.case, found.by
         return split(found.raw) if found.raw else None
 
     async def _tokens(self, request: Request, entry: Entry, writer: asyncio.StreamWriter, gone: "asyncio.Future[None]") -> None:
