@@ -162,14 +162,13 @@ class EngineProcess:
         self.exchange = engine.exchange
         self.death: concurrent.futures.Future[EngineDied] = concurrent.futures.Future()
         self._verdict = ""
-        self._stopping = self._leaving = False
+        self._stopping = False
 
     async def __aenter__(self) -> EngineProcess:
         self._start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._leaving = True
         self._lifecycle.report(Event.TERM)
         with anyio.CancelScope(shield=True):
             await self._stop()
@@ -179,7 +178,8 @@ class EngineProcess:
         """Wait until the engine has given a real answer, starting it again after an unexplained failure as often as is allowed.
 
         Raises:
-            EngineFailedToStart: with the cause and the engine's last lines, when it ended, stood still, or took too long.
+            EngineFailedToStart: with the cause and the engine's last lines, when it ended, stood still, or took too long; also when the
+                worker was asked to stop before.
         """
         deadline = asyncio.get_running_loop().time() + self._settings.startup_timeout
         for left in reversed(range(self._settings.restarts + 1)):
@@ -188,11 +188,15 @@ class EngineProcess:
             except EngineFailedToStart as error:
                 # A cause that was recognised would only come again, and cost the same time.
                 late = asyncio.get_running_loop().time() >= deadline
-                if not left or late or self._leaving or self._engine.explain(self._last):
+                again = left and not late and not self._engine.explain(self._last)
+                if again and self._is_wanted():
+                    log.warning("%s\nstarting it again (ENGINE_RESTARTS)", error)
+                    await self._stop()
+                if not self._is_wanted():
+                    raise
+                if not again:
                     self._lifecycle.report(Event.ENGINE_DIED)
                     raise
-                log.warning("%s\nstarting it again (ENGINE_RESTARTS)", error)
-                await self._stop()
                 self._start()
             else:
                 self._lifecycle.report(Event.ENGINE_READY)
@@ -201,12 +205,19 @@ class EngineProcess:
     def condemn(self, reason: str) -> None:
         """End an engine that is alive but of no use; its death is then news with this reason. May be called from any thread."""
         self._verdict = self._verdict or reason
-        self._family.kill()
+        self._process.kill()
+
+    def _is_wanted(self) -> bool:
+        """Whether the worker still waits for the engine: it may be asked to stop at any time, also between two starts."""
+        return self._lifecycle.state is State.STARTING
 
     def _start(self) -> None:
         self._family, self._stopping = Family(), False
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._heard = 0
+        tail = self._engine.log_files()
+        if tail:
+            tail.skip()
         argv = self._engine.command(self._port)
         log.info("starting the %s engine: %s", self._engine.name, shlex.join(argv))
         try:
@@ -223,7 +234,7 @@ class EngineProcess:
             raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
         self._family.pid = self._process.pid
         self._relay = asyncio.create_task(self._relay_output())
-        self._follow = asyncio.create_task(self._follow_logs())
+        self._follow = asyncio.create_task(self._follow_logs(tail))
         self._watch = asyncio.create_task(self._watch_exit())
 
     async def _stop(self) -> None:
@@ -244,6 +255,8 @@ class EngineProcess:
         try:
             while not asked.done() and not self._watch.done():
                 now = loop.time()
+                if not self._is_wanted():
+                    raise self._failed("was asked to stop before it was ready")
                 if now >= deadline:
                     raise self._failed(f"was not ready within {self._settings.startup_timeout:g} s (ENGINE_STARTUP_TIMEOUT)")
                 if now - moved > self._settings.startup_stall_timeout:
@@ -254,12 +267,13 @@ class EngineProcess:
                 before, work = work, await asyncio.to_thread(self._family.work)
                 if self._heard > heard or work.read > before.read or work.cpu - before.cpu > _IDLE * step:
                     heard, moved = self._heard, loop.time()
-            if self._watch.done():
-                raise self._failed(f"{self._exit()} before it was ready")
-            asked.result()
         finally:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
+        # Nothing is awaited between this and the report that it is ready: from then on its end is told by who watches it.
+        if self._watch.done():
+            raise self._failed(f"{self._exit()} before it was ready")
+        asked.result()
 
     async def _ask_until_answered(self) -> None:
         """Return once /health says 200 and one token has been generated: a server that listens is not yet an engine that answers."""
@@ -269,6 +283,7 @@ class EngineProcess:
         question = {"prompt": "Hello", "max_tokens": 1, "stream": True}
         async with aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=None, sock_connect=1)) as session:
             while True:
+                healthy = False
                 with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
                     async with session.get("/health") as health:
                         healthy = health.status == 200
@@ -277,7 +292,7 @@ class EngineProcess:
                             # A model for embeddings has no completions, and says so.
                             if 400 <= answer.status < 500 or b'"choices":[{' in await answer.read():
                                 return
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(_LOOK if healthy else _POLL)  # questions that it answers badly would count as work
 
     async def _relay_output(self) -> None:
         """Log the engine's output line by line, and keep the last lines for errors."""
@@ -297,9 +312,8 @@ class EngineProcess:
                 self._hear(rest.decode("utf-8", "replace").rstrip())
             transport.close()
 
-    async def _follow_logs(self) -> None:
+    async def _follow_logs(self, tail: Tail | None) -> None:
         """Log what the engine writes into its own log files."""
-        tail = self._engine.log_files()
         last = tail is None
         while not last:
             last = self._process.poll() is not None

@@ -28,6 +28,7 @@ __all__ = [
     "InvalidSettings",
     "ModelUnavailable",
     "WorkerError",
+    "for_log",
     "to_openai",
 ]
 
@@ -108,6 +109,13 @@ def to_openai(error: BaseException) -> tuple[int, dict[str, Any]]:
     return 500, _error_object("internal error of the worker; its log has the details", "server_error", None, "internal_error")
 
 
+def for_log(error: BaseException) -> str:
+    """Return what the worker's log may say of a failed request: not the message where it may quote the request, which may be a prompt."""
+    status, body = to_openai(error)
+    quotes = isinstance(error, (InvalidJob, EngineRejected))
+    return json.dumps({"status": status} | {name: value for name, value in body["error"].items() if not (quotes and name == "message")})
+
+
 def _error_object(message: str, type_: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
@@ -126,13 +134,17 @@ def _engine_answer(error: EngineRejected) -> tuple[int, dict[str, Any]]:
     details = found if isinstance(found, dict) else {"message": found if isinstance(found, str) else None}
 
     status, code, param = error.status, details.get("code"), details.get("param")
+    said = str(details.get("message") or "")
     # FastDeploy answers 500 to most mistakes of the caller and tells them apart only by type and code.
     if status >= 500 and code == "model_not_support":
         status, code, param = 404, "model_not_found", "model"
     elif status >= 500 and details.get("type") in {"invalid_request_error", "invalid_request"}:
         status, code = 400, None if code == "400" else code
+    elif status >= 500 and (report := _UNFIT.match(said)):
+        status, param = 400, "model" if report["field"] == "model_name" else report["field"]
+        said = f"{param}: {report['problem']}"
     fallback = "invalid_request_error" if 400 <= status < 500 else "server_error"
-    message = _presentable(str(details.get("message") or "")) or f"the engine answered {error.status} without a message"
+    message = _presentable(said) or f"the engine answered {error.status} without a message"
     return status, _error_object(message, _TYPES.get(status, fallback), _text(param), _text(code))
 
 
@@ -140,6 +152,8 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+_UNFIT = re.compile(r"\d+ validation errors? for ServeContext.*\n(?P<field>.+)\n\s+(?P<problem>[^\n\[]*[^\s\[])")
+"""What FastDeploy's routes for embeddings and rewards say, as if it were their own failure, of a request that does not fit them."""
 _WRAPPER = re.compile(r"^request\[[^\]]*\] generator error: ")
 _TRACEBACK = re.compile(r",?\s*Traceback \(most recent call last\):.*", re.DOTALL)
 _DICTIONARY = re.compile(r":? *\{'.*\}\s*$", re.DOTALL)

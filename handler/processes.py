@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from dataclasses import dataclass, field
 
@@ -18,6 +19,12 @@ __all__ = ["Family", "Work"]
 
 MARK = "WORKER_ENGINE"
 """The variable that marks them."""
+
+PATIENCE = 5.0
+"""Seconds that killing them may take; one that hangs in a driver may take longer, and ends with it."""
+
+_PAUSE = 0.02
+"""Seconds between two rounds of killing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +53,8 @@ class Family:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == self.pid:
+            # The kernel's own threads, and processes that came into the container from outside, have session 0.
+            if self.pid and os.getsid(process.pid) == self.pid:
                 return True
         with contextlib.suppress(psutil.Error):
             return process.environ().get(MARK) == self.mark
@@ -66,14 +74,28 @@ class Family:
     def kill(self) -> None:
         """End them all, and reap those that have become children of this process; the first one is its starter's to reap.
 
-        Repeated until none is left, since one may start another while it is being killed.
+        Repeated until none is left, since one may start another while it is being killed, but not for more than `PATIENCE`.
         """
-        for _ in range(5):
-            members = [process for process in self.members() if process.status() != psutil.STATUS_ZOMBIE or process.pid != self.pid]
-            others = [process for process in members if process.pid != self.pid]
-            for process in members:
+        seen: set[psutil.Process] = set()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            seen.update(self.members())
+            living = [process for process in seen if not self._has_ended(process)]
+            if not living:
+                return
+            for process in living:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            psutil.wait_procs(others, timeout=1)
-            if not others:
-                return
+            time.sleep(_PAUSE)
+
+    def _has_ended(self, process: psutil.Process) -> bool:
+        """Whether it is gone, or a zombie, which holds nothing any more; one whose parent is this process is reaped."""
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.Error:
+            return True
+        if process.pid != self.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+        return True

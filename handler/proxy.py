@@ -45,7 +45,7 @@ class Proxy:
     def __init__(self, engine: SupervisedEngine, limits: Limits) -> None:
         self._url, self._death, self._condemn = yarl.URL(engine.url), engine.death, engine.condemn
         self._limits, self._exchange = limits, engine.exchange
-        self._stalls = 0
+        self._stalls, self._heard = 0, 0.0
 
     async def __aenter__(self) -> Proxy:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._limits.stall_timeout)
@@ -99,7 +99,7 @@ class Proxy:
     async def _whole(self, exchange: Exchange) -> Any:
         """Return the whole answer to a request that the engine may have been asked to stream."""
         if not exchange.sent.stream:
-            async with self._translated(), self._send(exchange.sent) as response:
+            async with self._translated(exchange.sent), self._send(exchange.sent) as response:
                 return exchange.whole(_value(await response.read()))
         async with contextlib.aclosing(self._frames(exchange.sent)) as frames:
             async for frame in frames:
@@ -125,8 +125,9 @@ class Proxy:
     async def _frames(self, request: Request) -> AsyncGenerator[bytes, None]:
         """Yield the frames of the engine's stream; an error among them, or an end without [DONE], is raised."""
         splitter, done = FrameSplitter(), False
-        async with self._translated(), self._send(request) as response:
+        async with self._translated(request), self._send(request) as response:
             async for chunk in response.content.iter_any():
+                self._heard = asyncio.get_running_loop().time()
                 for frame in splitter.feed(chunk):
                     done = done or is_done(frame)
                     yield _no_error(frame)
@@ -159,21 +160,32 @@ class Proxy:
             yield response
 
     @contextlib.asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    async def _translated(self, request: Request) -> AsyncIterator[None]:
         try:
             yield
         except asyncio.TimeoutError as error:
-            silent = f"sent nothing for {self._limits.stall_timeout:g} s (REQUEST_STALL_TIMEOUT)"
-            self._stalls += 1
-            if self._stalls >= self._limits.fatal_stalls:
-                self._condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
-            raise EngineTimeout(f"the engine {silent}") from error
+            raise self._stalled() from error
         except aiohttp.ClientError as error:
+            if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
+                self._condemn("refused a connection")  # FastDeploy may close its port after a crash and live on
             await asyncio.wait({self._died}, timeout=_KNOWN_SOON)
             news = str(self._died.result()) if self._died.done() else f"the engine broke off its answer ({type(error).__name__})"
             raise EngineDied(news) from error
         else:
-            self._stalls = 0
+            if request.method == "POST":  # a frozen engine goes on listing its models
+                self._stalls, self._heard = 0, asyncio.get_running_loop().time()
+
+    def _stalled(self) -> EngineTimeout:
+        """Count a request that got nothing in time, and give up the engine after too many in a row.
+
+        One that got nothing while others got something was waiting in the engine's queue, which takes more than is computed at once.
+        """
+        silent = f"sent nothing for {self._limits.stall_timeout:g} s (REQUEST_STALL_TIMEOUT)"
+        if asyncio.get_running_loop().time() - self._heard > self._limits.stall_timeout / 2:
+            self._stalls += 1
+            if self._stalls >= self._limits.fatal_stalls:
+                self._condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
+        return EngineTimeout(f"the engine {silent}")
 
 
 def _no_error(frame: bytes) -> bytes:

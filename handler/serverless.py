@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from handler.engine import SupervisedEngine
-from handler.errors import WorkerError, to_openai
+from handler.errors import WorkerError, for_log, to_openai
 from handler.job import read_job
 from handler.ledger import Ledger
 from handler.lifecycle import Event, Lifecycle
@@ -57,7 +59,7 @@ class Handler:
                 log.exception("job %s", job.get("id"))
             _, body = to_openai(error)
             text = json.dumps(body)
-            log.warning("job %s failed: %s", job.get("id"), text)
+            log.warning("job %s failed: %s", job.get("id"), for_log(error))
             if streamed:
                 yield f"data: {text}\n\n"
             yield {"error": text}
@@ -76,6 +78,8 @@ def serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecycle, le
     engine.wait_ready()
     ledger.note("taking jobs")
     ledger.close()
+    # The SDK forks a process for its heartbeat and ends it by TERM, to which it would answer as the worker does while it starts.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     proxy = Proxy(engine, settings.limits)
     rp_scale.JobScaler = _scaler(rp_scale.JobScaler, proxy, lifecycle)
     runpod.serverless.start(
