@@ -124,7 +124,9 @@ def _scaler(base: Any, proxy: Proxy, lifecycle: Lifecycle) -> type:
                 fetching, leaving = asyncio.ensure_future(fetch(*arguments)), asyncio.ensure_future(self._leaving.wait())
                 try:
                     await asyncio.wait({fetching, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                    return fetching.result() if fetching.done() else []
+                    if fetching.done():
+                        return fetching.result()
+                    raise asyncio.TimeoutError  # to the SDK a poll that ran out: the one end of a poll after which it does not sleep
                 finally:
                     fetching.cancel()
                     leaving.cancel()
