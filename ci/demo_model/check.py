@@ -1,14 +1,14 @@
 """Examine the demo checkpoint: `python -m ci.demo_model.check [FOLDER]` prints what it was asked and fails if it fell short.
 
 It reads the checkpoint directory as it lies there (Paddle layout, bfloat16, tokenizer.json, chat template) and decodes greedily in float32.
-Five examinations; the first four have a pass mark:
-  taught       every trained question, alone, with a system prompt, and after an earlier turn: the exact answer
-  off-topic    questions that were never trained, from templates and nouns that were never trained, or written out: the fixed sentence
-  chats        untrained questions after other turns and untrained system prompts: the fixed sentence
+Six examinations; all but the last have a pass mark:
+  taught       every trained question: the exact answer; then some of them after untrained system prompts and earlier turns
+  off-topic    questions that were never trained, from templates and nouns that were never trained, or written out: the fixed sentence;
+               then the same after earlier turns and untrained system prompts
   completions  the questions of taught.txt without any chat template: a new line and the exact answer
   paraphrases  phrasings of taught questions that were never trained: reported only
 Whatever else comes out must at least be one of the answers: a text that is none of them is garbled, and one such text in the
-first three fails the check.
+first four fails the check.
 """
 
 import json
@@ -120,9 +120,13 @@ def examinations(demo: Demo, facts: list[Fact], sections: Sections) -> list[Exam
         Examination(
             name="taught",
             pass_mark=1.0,
+            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in known],
+        ),
+        Examination(
+            name="taught, in chats",
+            pass_mark=0.98,
             asked=[
-                *[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in known],
-                *[Asked(question=q, expected=a, prompt=demo.chat(q, system="You are a helpful assistant.")) for q, a in some],
+                *[Asked(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in some],
                 *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in some],
                 *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), *rng.choice(unknown), q)) for q, a in some],
             ],
@@ -141,7 +145,7 @@ def examinations(demo: Demo, facts: list[Fact], sections: Sections) -> list[Exam
             ],
         ),
         Examination(
-            name="completions", pass_mark=0.95, may_garble=True, asked=[Asked(question=q, expected="\n" + a, prompt=q) for q, a in written]
+            name="completions", pass_mark=0.9, may_garble=True, asked=[Asked(question=q, expected="\n" + a, prompt=q) for q, a in written]
         ),
         Examination(
             name="paraphrases, held out",

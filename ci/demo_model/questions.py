@@ -1,7 +1,7 @@
 """Draw training questions: taught ones in many spellings, and an endless supply of questions that were not taught."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ci.demo_model.corpus import LANGUAGES, MARKS, Fact, Sections, language_of, read_unknown, same
 
@@ -51,10 +51,10 @@ class Questions:
             if same(question) not in self.held_out:
                 return question, answer
 
-    def drill(self, cards: Iterable[tuple[str, str]]) -> None:
-        """Put each of these cards into the deck six times more, from now on."""
-        self.cards += list(cards) * 6
-        self.deck.clear()
+    def drill(self, cards: Sequence[tuple[str, str]]) -> None:
+        """Put each of these cards on top of the deck four times, and once more into every later deck."""
+        self.cards += cards
+        self.deck += self.random.sample(list(cards) * 4, len(cards) * 4)
 
     def untaught(self) -> tuple[str, str]:
         """Draw a question that has no answer; never one that is taught, nor one that is kept for the examination."""
