@@ -22,7 +22,7 @@ QUEUES = Path("/proc/sysvipc/msg")
 
 _FILES = (
     "*.socket router_*.ipc *_signal.* *_signal_*.* get_profile_block_num.* model_weights_status* fd_lock_* fmq_*.ipc "
-    "fd_task_queue_*.sock response_*.pull get_save_output_rank*.socket"
+    "fd_task_queue_*.sock response_*.pull processor_cache.ipc get_save_output_rank*.socket"
 ).split()
 """Names in /dev/shm that FastDeploy 2.3 to 2.6 were seen to use."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -77,7 +78,8 @@ class Worker:
         if self.process.returncode is None:
             self.process.kill()
         for process in self.left_behind():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         await self.process.wait()
         await asyncio.gather(*self._readers)
 
@@ -105,7 +107,12 @@ class Worker:
 
     def left_behind(self) -> list[psutil.Process]:
         """Processes that were noted and live on."""
-        return [process for process in self.family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        left = []
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+        return left
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 
 from ci.jobserver import Job, JobServer
@@ -47,7 +46,6 @@ ALONE = {
     "cut-stream": "closes the connection before [DONE]",
     "error-mid-stream": "a traceback, then [DONE]",
     "never-answer": "never answers",
-    "stall-after-events:2": "never goes on",
 }
 
 
@@ -58,7 +56,6 @@ ALONE = {
         ("cut-stream", "engine_died", "broke off its answer"),
         ("error-mid-stream", None, "the worker process died"),
         ("never-answer", "engine_timeout", "sent nothing for 1 s (REQUEST_STALL_TIMEOUT)"),
-        ("stall-after-events:2", "engine_timeout", "sent nothing for 1 s (REQUEST_STALL_TIMEOUT)"),
     ],
 )
 async def test_a_bad_answer_fails_its_job_once_with_the_cause_and_the_worker_lives_on(
@@ -140,7 +137,7 @@ async def test_requests_that_wait_while_others_get_answers_are_no_sign_of_death(
 @pytest.mark.parametrize(
     ("crash", "alone", "says"),
     [
-        ("interrupt", "ends with code 0 in 4 to 13 s (here 4)", "ended with exit code 0"),
+        ("interrupt", "ends with code 0 in 4 to 13 s (here 3)", "ended with exit code 0"),
         ("abort", "2.6: may abort", "was killed by signal 6 (SIGABRT)"),
     ],
 )
@@ -205,13 +202,12 @@ async def test_an_engine_that_ignores_term_is_killed_after_the_stop_timeout(tmp_
         await jobs.wait_worker(30)
         worker.signal(signal.SIGTERM)
         seconds = await worker.ended(6, code=0)
-        assert seconds > 2
-    table(Row(fault="TERM ignored (ENGINE_STOP_TIMEOUT 2 s)", alone="lives on", worker="KILL, exit 0", seconds=seconds))
+        assert seconds > 1
+    table(Row(fault="TERM ignored (ENGINE_STOP_TIMEOUT 1 s)", alone="lives on", worker="KILL, exit 0", seconds=seconds))
 
 
 async def test_term_lets_running_requests_finish_within_the_grace_and_cuts_those_that_take_longer(tmp_path: Path, table: Table) -> None:
-    replay = ("--synthetic", "--tokens-per-second", "20", "--tokens", "1000")
-    async with Case(tmp_path, Plan(), replay=replay) as worker, aiohttp.ClientSession() as session:
+    async with Case(tmp_path, Plan(), {"ENGINE_STOP_TIMEOUT": "2"}, replay=ENDLESS) as worker, aiohttp.ClientSession() as session:
         await worker.serves()
         short, long = (asyncio.create_task(frames(session, worker.url, max_tokens=count)) for count in (20, 1000))
         await worker.seen(2)
@@ -239,16 +235,13 @@ async def frames(session: aiohttp.ClientSession, url: str, **body: Any) -> str:
 async def test_a_killed_worker_takes_its_engine_along_within_3_s(tmp_path: Path, table: Table, engine: str) -> None:
     async with Case(tmp_path, Plan(), cpu_engine() if engine == "cpu" else {}) as worker:
         await worker.serves()
-        server = worker.engine()
+        assert worker.engine().pid in {process.pid for process in worker.living()}
         began = time.monotonic()
         worker.signal(signal.SIGKILL)
-        while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() - began < 3
+        while living := worker.living():
+            assert time.monotonic() - began < 3, living
             await asyncio.sleep(0.02)
         seconds = time.monotonic() - began
-        while worker.living():
-            assert time.monotonic() - began < 3, "what it started ends too"
-            await asyncio.sleep(0.02)
         assert await worker.wait() == -signal.SIGKILL
     table(Row(fault=f"KILL of the worker, {engine} engine", alone="serves on", worker="its engine ends", seconds=seconds))
 
