@@ -55,6 +55,7 @@ fuzz-table: _tools
 demo-model:
     ci/demo_model/install.sh
     .venv-torch/bin/python -m ci.demo_model.train
+    .venv-torch/bin/python -m ci.demo_model.check
 
 # Resolve the dependencies again and write the lock files
 [group('build')]
