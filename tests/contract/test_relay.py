@@ -8,13 +8,16 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
 
 from handler import proxy
-from handler.engine import EngineProcess, supervised
+from handler.dialect import Exchange
+from handler.engine import EngineProcess, SupervisedEngine, supervised
 from handler.engines import choose_engine
 from handler.lifecycle import Lifecycle, State
 from handler.models import find_weights
@@ -188,3 +191,28 @@ async def test_text_that_is_no_json_is_given_as_text_and_an_empty_answer_as_its_
 def test_a_whole_answer_becomes_a_value_that_every_json_writer_takes(body: bytes, value: Any) -> None:
     assert proxy._value(body) == value
     json.dumps(proxy._value(body), ensure_ascii=False, allow_nan=False).encode()
+
+
+async def test_a_stream_that_ends_in_order_but_without_done_is_an_error() -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')
+        return response
+
+    application = web.Application()
+    application.router.add_post("/v1/chat/completions", stream)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        engine = SupervisedEngine(url, Future(), wait_ready=lambda: None, condemn=lambda _: None, exchange=Exchange)
+        settings = read_settings({"MODEL": "org/name"})
+        async with Proxy(engine, settings.limits) as entered:
+            pieces = await answers(Handler(entered, settings), STREAM)
+    finally:
+        await runner.cleanup()
+    error = error_of(pieces)
+    assert (error["code"], error["message"]) == ("engine_died", "the engine's stream ended without [DONE]")
+    assert "half" in pieces[0]
