@@ -21,7 +21,7 @@ test: _tools lint types
 lint: _tools
     .venv/bin/ruff check
     .venv/bin/ruff format --check
-    .venv/bin/vulture handler ci --min-confidence 80
+    .venv/bin/vulture handler images ci --min-confidence 80
 
 # Check the types
 [group('check')]

@@ -11,4 +11,5 @@ compile() { # compile LOCK INPUT...
 compile handler/requirements.lock handler/requirements.in
 compile handler/cpu/requirements.lock handler/requirements.in handler/cpu/requirements.in --constraint handler/requirements.lock
 compile ci/just.lock ci/just.in
-compile ci/requirements.lock handler/requirements.in handler/cpu/requirements.in ci/just.in ci/requirements.in --constraint handler/cpu/requirements.lock
+compile images/requirements.lock images/requirements.in --constraint handler/requirements.lock
+compile ci/requirements.lock handler/requirements.in handler/cpu/requirements.in images/requirements.in ci/just.in ci/requirements.in --constraint handler/cpu/requirements.lock
