@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from handler.errors import EngineRejected, InvalidJob, to_openai
-from handler.fastdeploy.checks import Rules, check
+from handler.fastdeploy.checks import check
+from handler.fastdeploy.rules import Rules
 from handler.job import CHAT
 
 CASES = Path(__file__).parent.parent / "tests" / "fastdeploy" / "data" / "fuzz.json"

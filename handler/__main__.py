@@ -7,7 +7,6 @@ python -m handler --input FILE          answers the job in a file
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -16,17 +15,15 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from handler.engine import EngineProcess, supervised
 from handler.engines import choose_engine
 from handler.errors import WorkerError
 from handler.fastdeploy.flags import RELEASES, variable_names
-from handler.fastdeploy.installed import check_installed, installed_version
-from handler.job import parse_test_job, read_test_job
+from handler.launch import Launcher
 from handler.ledger import Ledger
 from handler.lifecycle import Lifecycle, State
+from handler.logs import configure
 from handler.models import Places, find_weights
 from handler.settings import Settings, read_settings
-from handler.weights.readahead import ReadAhead
 
 log = logging.getLogger("handler")
 
@@ -40,7 +37,7 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     lifecycle, ledger = Lifecycle(), Ledger()
     try:
         settings = read_settings(environment, engine_names=variable_names())
-        logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        configure(settings.log_level, platform="RUNPOD_ENDPOINT_ID" in environment)
         return 0 if _run(settings, lifecycle, ledger, environment, argv) and lifecycle.state is not State.DEAD else 1
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,32 +57,39 @@ def _run(settings: Settings, lifecycle: Lifecycle, ledger: Ledger, environment: 
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
     ledger.note("weights found")
-    engine = choose_engine(settings, weights)
-    process = EngineProcess(engine, settings.engine, lifecycle, environment)
+    launcher = Launcher(choose_engine(settings, weights), environment)
     ledger.note("engine chosen")
-
-    def answered() -> None:
-        ledger.note("engine answered")
-        ahead.stop()
-
-    with ReadAhead(weights.directory or Path(os.devnull)) as ahead, supervised(process, answered) as running:
+    with launcher.start() as child:
         ledger.note("engine started")
-        # Imported while the engine loads: together they take a second.
-        from handler import local, serverless, web
+        # Whatever is not needed to start the engine is imported while it loads: together that takes more than a second.
+        from handler.engine import EngineProcess, supervised
+        from handler.weights.readahead import ReadAhead
 
-        if job is not None:
-            return local.answer_once(running, settings, job)
-        if queue:
-            for name, value in serverless.SDK_VARIABLES.items():
-                environment.setdefault(name, value)
-            serverless.serve(running, settings, lifecycle, ledger)
-        else:
-            web.serve(running, settings, lifecycle, ledger)
+        def answered() -> None:
+            ledger.note("engine answered")
+            ahead.stop()
+
+        process = EngineProcess(launcher, child, settings.engine, lifecycle)
+        with ReadAhead(weights.directory or Path(os.devnull)) as ahead, supervised(process, answered) as running:
+            from handler import local, serverless, web
+
+            if job is not None:
+                return local.answer_once(running, settings, job)
+            if queue:
+                for name, value in serverless.SDK_VARIABLES.items():
+                    environment.setdefault(name, value)
+                serverless.serve(running, settings, lifecycle, ledger)
+            else:
+                web.serve(running, settings, lifecycle, ledger)
     return True
 
 
 def _check_flags(argv: list[str], environment: Mapping[str, str]) -> int:
     """Print every difference between the installed FastDeploy's parser and the table of its release; return 1 if there is one."""
+    import argparse
+
+    from handler.fastdeploy.installed import check_installed, installed_version
+
     parser = argparse.ArgumentParser(prog="python -m handler flags")
     parser.add_argument("--check", action="store_true", required=True, help="compare the table with the installed parser")
     parser.parse_args(argv)
@@ -100,6 +104,11 @@ def _check_flags(argv: list[str], environment: Mapping[str, str]) -> int:
 
 
 def _local_job(argv: list[str]) -> dict[str, Any]:
+    """Read the job to answer, before anything is loaded."""
+    import argparse
+
+    from handler.job import parse_test_job, read_test_job
+
     parser = argparse.ArgumentParser(prog="python -m handler", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--test_input", metavar="JSON", help='a job, such as {"input": {"prompt": "Hello"}}')

@@ -1,9 +1,7 @@
-"""The engine server as a child process: started, proved ready, watched for its whole life, and ended with all its descendants.
+"""The engine server as a child process: proved ready, watched for its whole life, started again, and ended with all its descendants.
 
-One class per engine says how it is started (`CpuEngine` here,
-`FastDeployEngine` in fastdeploy/server.py); `EngineProcess` does the rest for any of them. The
-worker never imports an engine: it talks HTTP to a port on loopback. `supervised` runs the process on an event loop of its own, in a
-thread, because the RunPod SDK owns the main thread's loop and the engine's life must not depend on it.
+launch.py has started it already. `supervised` watches it on an event loop of its own, in a thread, because the RunPod SDK owns the main
+thread's loop and the engine's life must not depend on it.
 """
 
 from __future__ import annotations
@@ -12,37 +10,23 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import re
-import shlex
 import signal
-import socket
-import subprocess  # noqa: TID251
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import anyio.from_thread
 
 from handler.dialect import Exchange
-from handler.errors import EngineDied, EngineFailedToStart, InvalidSettings
+from handler.errors import EngineDied, EngineFailedToStart
 from handler.job import Request
+from handler.launch import Child, Launcher
 from handler.lifecycle import Event, Lifecycle, State
 from handler.logs import Tail
 from handler.processes import Family, Work
 from handler.settings import EngineSettings
 
-__all__ = [
-    "CpuEngine",
-    "Engine",
-    "EngineProcess",
-    "SupervisedEngine",
-    "engine_environment",
-    "free_ports",
-    "supervised",
-]
+__all__ = ["EngineProcess", "SupervisedEngine", "supervised"]
 
 log = logging.getLogger(__name__)
 output = logging.getLogger("engine")
@@ -65,107 +49,27 @@ MAX_LINE = 65536
 _LAST_WORDS = 0.5
 """Seconds that the output of an engine that has ended may take to arrive."""
 
-_POLL = 0.05
+_POLL = 0.02
 """Seconds between two questions whether the engine is ready; an open port answers within a millisecond."""
 
 
-class Engine(Protocol):
-    """How one kind of engine is started."""
-
-    @property
-    def name(self) -> str:
-        """What logs and errors call it."""
-
-    def command(self, port: int) -> list[str]:
-        """Return the argv that serves on 127.0.0.1:`port`."""
-
-    def variables(self) -> dict[str, str]:
-        """Return what the engine's environment needs beside the worker's own."""
-
-    def exchange(self, request: Request) -> Exchange:
-        """Return how to put a request to it; raises InvalidJob for one that it must not see."""
-
-    def log_files(self) -> Tail | None:
-        """Return the log files to follow beside its output, or None."""
-
-    def explain(self, lines: Iterable[str]) -> str | None:
-        """Return the cause of a failure that its last lines show, with what to do about it, or None."""
-
-    def clear(self) -> None:
-        """Remove what its processes left behind; called when none of them lives."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CpuEngine:
-    """The embedded CPU engine, run by the interpreter that runs the worker."""
-
-    model: Path
-    served_name: str
-    settings: EngineSettings
-    name: str = "cpu"
-
-    def command(self, port: int) -> list[str]:
-        """Return the argv of `handler.cpu`, which takes FastDeploy's own flags."""
-        argv = [sys.executable, "-m", "handler.cpu", "--model", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
-        argv += ["--served-model-name", self.served_name, "--max-num-seqs", str(self.settings.max_num_seqs)]
-        if self.settings.max_model_len:
-            argv += ["--max-model-len", str(self.settings.max_model_len)]
-        return [*argv, "--timeout-graceful-shutdown", str(int(self.settings.stop_timeout))]
-
-    def variables(self) -> dict[str, str]:
-        """Return the path on which the interpreter finds the `handler` package."""
-        return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-
-    def exchange(self, request: Request) -> Exchange:
-        """Put it as it is."""
-        return Exchange(request)
-
-    def log_files(self) -> None:
-        """It writes none."""
-
-    def explain(self, lines: Iterable[str]) -> str | None:
-        """Return its own last word: it ends every refusal with a line that says what is wrong."""
-        return next((line.removeprefix("error: ") for line in reversed(list(lines)) if line.startswith("error: ")), None)
-
-    def clear(self) -> None:
-        """It leaves nothing."""
-
-
-_SECRETS = re.compile(r"SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_)(?:TOKEN|KEY)$")
-
-
-def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the worker's environment without what the engine, or code in a checkpoint, has no business with.
-
-    RUNPOD_AI_API_KEY takes jobs in the endpoint's name, and hub tokens read private repositories. Empty FD_ switches go too: FastDeploy
-    reads them with int().
-    """
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith("RUNPOD_") and not _SECRETS.search(name.upper()) and (value or not name.startswith("FD_"))
-    }
-
-
 class EngineProcess:
-    """One engine, as an async context manager: entering starts it, leaving ends it and all it started.
+    """One engine, as an async context manager: entering watches over its first start, leaving ends it and all it started.
 
     `url` is where it answers. `death` gets an EngineDied as its result when the engine ends unasked; it is a concurrent future, since
     whoever relays requests may run on another loop.
     """
 
-    def __init__(self, engine: Engine, settings: EngineSettings, lifecycle: Lifecycle, environment: Mapping[str, str]) -> None:
-        self._engine, self._settings, self._lifecycle = engine, settings, lifecycle
-        self._environment = engine_environment(environment) | engine.variables()
-        [self._port] = free_ports(1)
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.exchange = engine.exchange
+    def __init__(self, launcher: Launcher, first: Child, settings: EngineSettings, lifecycle: Lifecycle) -> None:
+        self._launcher, self._first, self._settings, self._lifecycle = launcher, first, settings, lifecycle
+        self._engine, self.url = launcher.engine, launcher.url
+        self.exchange = self._engine.exchange
         self.death: concurrent.futures.Future[EngineDied] = concurrent.futures.Future()
         self._verdict = ""
         self._stopping = False
 
     async def __aenter__(self) -> EngineProcess:
-        self._start()
+        self._attend(self._first)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -197,7 +101,7 @@ class EngineProcess:
                 if not again:
                     self._lifecycle.report(Event.ENGINE_DIED)
                     raise
-                self._start()
+                self._attend(self._launcher.start())
             else:
                 self._lifecycle.report(Event.ENGINE_READY)
                 return
@@ -211,30 +115,14 @@ class EngineProcess:
         """Whether the worker still waits for the engine: it may be asked to stop at any time, also between two starts."""
         return self._lifecycle.state is State.STARTING
 
-    def _start(self) -> None:
-        self._family, self._stopping = Family(), False
+    def _attend(self, child: Child) -> None:
+        """Follow one start of the engine."""
+        self._stopping, self._process = False, child.process
+        self._family = Family(pid=child.process.pid, mark=child.mark)
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._heard = 0
-        tail = self._engine.log_files()
-        if tail:
-            tail.skip()
-        argv = self._engine.command(self._port)
-        log.info("starting the %s engine: %s", self._engine.name, shlex.join(argv))
-        try:
-            # Not asyncio's own: its wait() waits for the end of the output too, which an orphan of the engine holds open.
-            self._process = subprocess.Popen(  # noqa: S603  # starting takes a millisecond
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self._environment | self._family.variables(),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
-        self._family.pid = self._process.pid
         self._relay = asyncio.create_task(self._relay_output())
-        self._follow = asyncio.create_task(self._follow_logs(tail))
+        self._follow = asyncio.create_task(self._follow_logs(child.tail))
         self._watch = asyncio.create_task(self._watch_exit())
 
     async def _stop(self) -> None:
@@ -387,14 +275,3 @@ def supervised(process: EngineProcess, when_ready: Callable[[], object] = lambda
 
     with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(process):
         yield SupervisedEngine(process.url, process.death, wait_ready, process.condemn, process.exchange)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many different ports of 127.0.0.1 that nobody holds at the moment."""
-    with contextlib.ExitStack() as probes:
-        found = []
-        for _ in range(count):
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            found.append(int(probe.getsockname()[1]))
-        return found

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
-from handler.engine import CpuEngine, Engine, free_ports
 from handler.errors import InvalidSettings, ModelUnavailable
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.installed import installed_version
 from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, prepare
 from handler.gpus import select, visible_gpus
+from handler.launch import CpuEngine, Engine, free_ports
 from handler.models import Weights
 from handler.preflight import Plan, look_at_host, parse_architectures, preflight, require
 from handler.settings import Settings
@@ -57,7 +57,7 @@ def _fastdeploy(settings: Settings, weights: Weights) -> FastDeployEngine:
     host = Host(
         gpus=tuple(Gpu(index=gpu.index, uuid=gpu.uuid) for gpu in listed),
         free_ports=free_ports,
-        log_directory=Path(tempfile.mkdtemp(prefix="fastdeploy-")),
+        log_directory=_log_directory(),
     )
     config = _config(weights.directory) if weights.directory else {}
     texts = {**settings.texts, **weights.variables}
@@ -101,3 +101,10 @@ def _config(model: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelUnavailable(f"{path}: got {type(config).__name__}, expected an object")
     return config
+
+
+def _log_directory() -> Path:
+    """Make the folder for the engine's logs, which nobody else may have made before; `tempfile` would cost each start its imports."""
+    directory = Path("/tmp", f"fastdeploy-{os.urandom(8).hex()}")  # noqa: S108  # nobody can guess it, and nobody else can read it
+    directory.mkdir(mode=0o700)
+    return directory

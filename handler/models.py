@@ -24,8 +24,7 @@ from typing import Literal
 
 from handler.errors import ModelUnavailable
 from handler.settings import ModelSettings
-from handler.weights import hub
-from handler.weights.shards import damage, read_json, wanted
+from handler.weights.shards import damage, read_json, snapshot_folder, wanted
 
 __all__ = ["Origin", "Places", "Weights", "find_cached", "find_weights"]
 
@@ -85,7 +84,7 @@ def find_weights(model: ModelSettings, *, places: Places | None = None, source: 
         if found:
             log.info("weights: %s, %s", origin, found)
             return Weights(model=str(found), directory=found, origin=origin)
-    return _from_hub(model, _own_cache(places), hub.Hub(endpoint=endpoint, token=model.token))
+    return _from_hub(model, _own_cache(places), endpoint)
 
 
 def _from_directory(directory: Path, model: ModelSettings) -> Weights:
@@ -112,12 +111,15 @@ def _is_writable(directory: Path) -> bool:
     return directory.is_dir() and os.access(directory, os.W_OK)
 
 
-def _from_hub(model: ModelSettings, cache: Path, where: hub.Hub) -> Weights:
+def _from_hub(model: ModelSettings, cache: Path, endpoint: str) -> Weights:
     there = find_cached(cache, model.source, model.revision)
     if there and model.revision == there.name:
         # A commit never changes: nothing to ask.
         log.info("weights: %s", there)
         return Weights(model=str(there), directory=there, origin="disk")
+    from handler.weights import hub  # its threads, hashes and locks are for those who download
+
+    where = hub.Hub(endpoint=endpoint, token=model.token)
     try:
         listing = hub.list_files(model.source, model.revision, where)
     except ModelUnavailable as error:
@@ -150,7 +152,7 @@ def find_cached(cache: Path, repository: str, revision: str) -> Path | None:
 
 
 def _snapshot(cache: Path, repository: str, revision: str) -> Path | None:
-    folder = _folder(cache, hub.snapshot_folder(cache, repository).name)
+    folder = _folder(cache, snapshot_folder(cache, repository).name)
     if folder is None or not (folder / "snapshots").is_dir():
         return None
     snapshots = {path.name: path for path in (folder / "snapshots").iterdir() if path.is_dir()}

@@ -6,7 +6,7 @@ stops a start (`Findings.problems`); what is estimated is printed (`Findings.not
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,8 +101,8 @@ def look_at_host(shm: Path = Path("/dev/shm"), root: Path = Path("/")) -> Host: 
 
 
 def _disk(path: Path) -> Disk:
-    usage = shutil.disk_usage(path)
-    return Disk(path=path, total=usage.total, free=usage.free)
+    usage = os.statvfs(path)
+    return Disk(path=path, total=usage.f_blocks * usage.f_frsize, free=usage.f_bavail * usage.f_frsize)
 
 
 def preflight(plan: Plan, gpus: tuple[Gpu, ...], host: Host, checkpoint: Path | None) -> Findings:
@@ -211,11 +211,9 @@ def _budget(gpu: Gpu, plan: Plan) -> float:
 
 
 def _tight(gpu: Gpu, needed: Estimate, plan: Plan) -> str:
-    left = _budget(gpu, plan) - needed.weights - needed.margin
-    tokens = max(0, int(left // max(needed.per_token, 1)))
     return (
         f"GPU {gpu.index} may be too small: {size_text(_budget(gpu, plan))} are usable, {size_text(needed.total)} estimated; cache for "
-        f"about {tokens} tokens would fit: lower MAX_MODEL_LEN or MAX_NUM_BATCHED_TOKENS, or choose a larger GPU"
+        f"about {needed.tokens(_budget(gpu, plan))} tokens would fit: lower MAX_MODEL_LEN or MAX_NUM_BATCHED_TOKENS, or choose a larger GPU"
     )
 
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
 
-__all__ = ["Family", "Work"]
+from handler.launch import MARK
 
-MARK = "WORKER_ENGINE"
-"""The variable that marks them."""
+__all__ = ["Family", "Work"]
 
 PATIENCE = 5.0
 """Seconds that killing them may take; one that hangs in a driver may take longer, and ends with it."""
@@ -37,15 +35,12 @@ class Work:
 
 @dataclass(slots=True)
 class Family:
-    """The engine's processes; `mark` is unique to one start of one engine."""
+    """The processes of one start of an engine."""
 
-    pid: int = 0
-    """The first process, which leads a session; 0 before it is started."""
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def variables(self) -> dict[str, str]:
-        """Return what the first process must find in its environment."""
-        return {MARK: self.mark}
+    pid: int
+    """The first process, which leads a session."""
+    mark: str
+    """What all of them inherit in the variable `MARK`."""
 
     def members(self) -> list[psutil.Process]:
         """Return those that live, zombies included."""
@@ -54,7 +49,7 @@ class Family:
     def _is_ours(self, process: psutil.Process) -> bool:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # The kernel's own threads, and processes that came into the container from outside, have session 0.
-            if self.pid and os.getsid(process.pid) == self.pid:
+            if os.getsid(process.pid) == self.pid:
                 return True
         with contextlib.suppress(psutil.Error):
             return process.environ().get(MARK) == self.mark

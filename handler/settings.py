@@ -7,8 +7,8 @@ is reported. A name that nobody knows is a mistake when it comes from the file, 
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,9 @@ __all__ = ["BAKED_SETTINGS", "BatchLimits", "EngineSettings", "Limits", "ModelSe
 
 BAKED_SETTINGS = Path("/local_model_args.json")
 """Where a baked image keeps its settings."""
+
+
+_HEALTH_PATH = re.compile(r"/(?!(?:v1|openai)(?:/|$)|metrics$)[\w.~/-]*")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -87,6 +90,8 @@ class Limits:
     max_concurrency: int
     stall_timeout: float
     fatal_stalls: int
+    http_timeout: float
+    http_drain: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,8 @@ class Settings:
     limits: Limits
     requests: RequestSettings
     port: int
+    health_port: int
+    health_path: str
     log_level: str
     texts: Mapping[str, str] = field(repr=False)
     """The deployment's variables as they were written, the baked file's over the environment's: engines read their own from it."""
@@ -137,6 +144,8 @@ def read_settings(
     if values["DEFAULT_MIN_BATCH_SIZE"] > values["DEFAULT_BATCH_SIZE"]:
         got, most = values["DEFAULT_MIN_BATCH_SIZE"], values["DEFAULT_BATCH_SIZE"]
         problems.append(f"DEFAULT_MIN_BATCH_SIZE: got {got}, expected at most DEFAULT_BATCH_SIZE, which is {most}")
+    if not _HEALTH_PATH.fullmatch(path := values["HEALTH_CHECK_PATH"]):
+        problems.append(f"HEALTH_CHECK_PATH: got {path!r}, expected a plain path such as /ping, not below /v1 or /openai, nor /metrics")
     if problems:
         raise InvalidSettings(problems)
     return Settings(
@@ -172,11 +181,15 @@ def read_settings(
             max_concurrency=values["MAX_CONCURRENCY"] or 4 * values["MAX_NUM_SEQS"],
             stall_timeout=values["REQUEST_STALL_TIMEOUT"],
             fatal_stalls=values["REQUEST_STALLS_FATAL"],
+            http_timeout=values["HTTP_REQUEST_TIMEOUT"],
+            http_drain=values["HTTP_DRAIN_TIMEOUT"],
         ),
         requests=RequestSettings(
             strict=values["STRICT_REQUESTS"], raw=values["RAW_ENGINE_OUTPUT"], max_tokens_limit=values["MAX_TOKENS_LIMIT"]
         ),
         port=values["PORT"],
+        health_port=values["PORT_HEALTH"],
+        health_path=values["HEALTH_CHECK_PATH"],
         log_level=values["LOG_LEVEL"],
         texts={**environment, **written},
     )
@@ -294,6 +307,8 @@ def _names(table: Collection[Variable]) -> list[str]:
 
 
 def _hint(name: str, known: Collection[str], closeness: float = 0.6) -> str:
+    import difflib  # only for mistakes
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=closeness)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -309,5 +324,7 @@ _ENGINE_PREFIX = "FD_"
 
 def _misspelt(environment: Mapping[str, str], known: Collection[str]) -> list[str]:
     unknown = sorted(name for name in environment if name not in known and name.isupper() and not name.startswith(_ENGINE_PREFIX))
-    hints = ((name, _hint(name, known, _LOOKS_LIKE_OURS)) for name in unknown)
+    # A slip spares the first letters or the last; comparing every pair would cost 10 ms of each start.
+    similar = {name: [near for near in known if near[:2] == name[:2] or near[-2:] == name[-2:]] for name in unknown}
+    hints = ((name, _hint(name, near, _LOOKS_LIKE_OURS)) for name, near in similar.items() if near)
     return [f"{name}: unknown{hint}" for name, hint in hints if hint]

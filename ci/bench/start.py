@@ -15,7 +15,7 @@ import time
 import aiohttp
 
 from ci.jobserver import JobServer
-from handler.engine import free_ports
+from handler.launch import free_ports
 from tests.contract.worker import ROOT, Worker, environment, replayed_engine
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from handler.dialect import Exchange
 from handler.fastdeploy.assemble import Assembler, as_stream, needs_whole
-from handler.fastdeploy.checks import Rules, check
+from handler.fastdeploy.checks import check
 from handler.fastdeploy.repairs import Repairer, facts_of, with_usage
+from handler.fastdeploy.rules import Rules
 from handler.job import CHAT, COMPLETIONS, Request
 
 __all__ = ["exchange"]

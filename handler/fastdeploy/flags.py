@@ -8,7 +8,6 @@ left to the engine. An empty text means not set. Nothing here touches a file, a 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -247,5 +246,7 @@ def _unknown(option: str, table: Mapping[str, Flag], spellings: Mapping[str, Fla
     for flag, having in every_flag().values():
         if option in flag.options and flag.dest not in table:
             return f"{option}: this release of FastDeploy has no such flag ({listed(having)} {'has' if len(having) == 1 else 'have'} it)"
+    import difflib  # only for mistakes
+
     near = difflib.get_close_matches(option, spellings, n=1)
     return f"{option}: unknown to this release of FastDeploy" + (f"; did you mean {near[0]}?" if near else "")

@@ -14,7 +14,7 @@ from typing import Any
 
 from handler.errors import EngineRejected
 from handler.fastdeploy.assemble import merge_choice, merge_usage
-from handler.fastdeploy.checks import Rules
+from handler.fastdeploy.rules import Rules
 from handler.job import CHAT
 from handler.sse import data_of, is_done
 

@@ -7,7 +7,6 @@ in /dev/shm are made anew at the next start; they are removed for their size.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fnmatch
 import logging
 import os
@@ -43,6 +42,8 @@ class Residue:
                 path.unlink()
                 log.info("removed %s, which the engine left", path)
         for number in set(self._queue_ids()) - self._ids:
+            import ctypes  # seldom needed, and slow to import
+
             if ctypes.CDLL(None).msgctl(number, _IPC_RMID, None) == 0:
                 log.info("removed message queue %d, which the engine left", number)
 

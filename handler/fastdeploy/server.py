@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from handler.dialect import Exchange
 from handler.errors import InvalidSettings
-from handler.fastdeploy import dialect
-from handler.fastdeploy.causes import explain
-from handler.fastdeploy.checks import Rules
 from handler.fastdeploy.flags import collect_flags, collect_variables, flag_table, range_problem, to_argv
 from handler.fastdeploy.model_config import head_counts, is_misread, language_part, layout_problems, longest_context
 from handler.fastdeploy.residue import Residue
-from handler.job import Request
+from handler.fastdeploy.rules import Rules
 from handler.logs import Tail
 from handler.settings import Settings
+
+if TYPE_CHECKING:
+    from handler.dialect import Exchange
+    from handler.job import Request
 
 __all__ = ["FastDeployEngine", "Gpu", "Host", "prepare"]
 
@@ -79,6 +79,8 @@ class FastDeployEngine:
 
     def exchange(self, request: Request) -> Exchange:
         """Return how to put a request to it; raises InvalidJob for one that it must not see."""
+        from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
+
         return dialect.exchange(request, self.rules, raw=self.raw)
 
     def log_files(self) -> Tail:
@@ -87,6 +89,8 @@ class FastDeployEngine:
 
     def explain(self, lines: Iterable[str]) -> str | None:
         """Return the cause of a failure that its last lines show."""
+        from handler.fastdeploy.causes import explain
+
         return explain(lines)
 
     def clear(self) -> None:

@@ -31,13 +31,13 @@ from handler.errors import ModelUnavailable
 from handler.settings import Secret
 from handler.weights.progress import Progress, size_text
 from handler.weights.receive import Receiver, is_whole, received
-from handler.weights.shards import damage, holds_checkpoint, wanted
+from handler.weights.shards import damage, holds_checkpoint, snapshot_folder, wanted
 
 if TYPE_CHECKING:
     # The library takes 0.3 s to import, which a model that is here already need not wait for.
     from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["Hub", "Listing", "RemoteFile", "download", "list_files", "snapshot_folder"]
+__all__ = ["Hub", "Listing", "RemoteFile", "download", "list_files"]
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,6 @@ class Listing:
     revision: str
     commit: str
     files: tuple[RemoteFile, ...]
-
-
-def snapshot_folder(cache: Path, repository: str) -> Path:
-    """Return the folder of a cache that holds everything about a repository."""
-    return cache / ("models--" + repository.replace("/", "--"))
 
 
 def list_files(repository: str, revision: str, hub: Hub) -> Listing:

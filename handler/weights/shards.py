@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-__all__ = ["Tensor", "damage", "holds_checkpoint", "read_json", "tensors", "wanted", "weight_files"]
+__all__ = ["Tensor", "damage", "holds_checkpoint", "read_json", "snapshot_folder", "tensors", "wanted", "weight_files"]
 
 _FORMATS = ("safetensors", "pdparams", "bin")
 """File endings of weights, the best first: FastDeploy maps the first, unpickles the others."""
@@ -205,3 +205,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: {type(value).__name__}, expected a JSON object")  # noqa: TRY004  # a problem of the file
     return value
+
+
+def snapshot_folder(cache: Path, repository: str) -> Path:
+    """Return the folder of a cache that holds everything about a repository."""
+    return cache / ("models--" + repository.replace("/", "--"))

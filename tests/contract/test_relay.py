@@ -19,6 +19,7 @@ from handler import proxy
 from handler.dialect import Exchange
 from handler.engine import EngineProcess, SupervisedEngine, supervised
 from handler.engines import choose_engine
+from handler.launch import Launcher
 from handler.lifecycle import Lifecycle, State
 from handler.models import find_weights
 from handler.proxy import Proxy
@@ -48,8 +49,8 @@ async def answering(*options: str, stall: float = 5, fallbacks: tuple[str, ...] 
     mark = variables["TEST_RUN"] = uuid.uuid4().hex
     settings = read_settings(variables)
     lifecycle = Lifecycle()
-    engine = choose_engine(settings, find_weights(settings.model))
-    with supervised(EngineProcess(engine, settings.engine, lifecycle, variables)) as running:
+    launcher = Launcher(choose_engine(settings, find_weights(settings.model)), variables)
+    with launcher.start() as child, supervised(EngineProcess(launcher, child, settings.engine, lifecycle)) as running:
         await asyncio.to_thread(running.wait_ready)
         async with Proxy(running, settings.limits) as entered:
             yield Handler(entered, settings)

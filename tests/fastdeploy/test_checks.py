@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import InvalidJob, to_openai
-from handler.fastdeploy.checks import SAMPLING, Rules, check
+from handler.fastdeploy.checks import SAMPLING, check
+from handler.fastdeploy.rules import Rules
 from handler.job import CHAT, COMPLETIONS
 from tests.fastdeploy.recorded import EXCHANGES, Exchange
 from tests.property.strategies import JSON_VALUES, SETTINGS

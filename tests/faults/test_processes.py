@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from handler.launch import MARK
 from handler.logs import Tail
 from handler.processes import Family
 
@@ -50,20 +52,19 @@ def _first_process() -> Iterator[None]:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
-def start(family: Family, code: str) -> subprocess.Popen[bytes]:
-    command, environment = [sys.executable, "-S", "-E", "-c", code], os.environ | family.variables()
+def start(code: str) -> tuple[Family, subprocess.Popen[bytes]]:
+    mark = uuid.uuid4().hex
+    command, environment = [sys.executable, "-S", "-E", "-c", code], os.environ | {MARK: mark}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
-    family.pid = process.pid
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.stdout.close()
-    return process
+    return Family(pid=process.pid, mark=mark), process
 
 
 def test_processes_that_come_and_go_while_they_are_ended_are_all_ended() -> None:
     for _ in range(5):
-        family = Family()
-        process = start(family, COMING_AND_GOING)
+        family, process = start(COMING_AND_GOING)
         family.kill()
         process.wait()
         assert not [member for member in family.members() if member.status() != psutil.STATUS_ZOMBIE]
@@ -71,8 +72,7 @@ def test_processes_that_come_and_go_while_they_are_ended_are_all_ended() -> None
 
 @pytest.mark.usefixtures("_first_process")
 def test_the_first_process_of_a_container_reaps_what_an_engine_leaves() -> None:
-    family = Family()
-    process = start(family, ORPHANS)
+    family, process = start(ORPHANS)
     orphans = [member.pid for member in family.members() if member.pid != process.pid]
     process.kill()
     process.wait()
@@ -83,19 +83,13 @@ def test_the_first_process_of_a_container_reaps_what_an_engine_leaves() -> None:
 
 def test_zombies_that_another_process_reaps_late_are_not_waited_for() -> None:
     """Rule: a zombie holds neither memory nor GPU, and only its parent can end it."""
-    family = Family()
-    process = start(family, "import os, time\nif not os.fork():\n    time.sleep(60)\nprint('ready', flush=True)\ntime.sleep(60)")
+    family, process = start("import os, time\nif not os.fork():\n    time.sleep(60)\nprint('ready', flush=True)\ntime.sleep(60)")
     other = next(member for member in family.members() if member.pid != process.pid)
     other.kill()
     began = time.monotonic()
     family.kill()
     assert time.monotonic() - began < 1
     process.wait()
-
-
-def test_a_family_that_was_never_started_owns_nobody() -> None:
-    """Rule: session 0 is that of the kernel's threads, and of what enters a container from outside."""
-    assert Family().members() == []
 
 
 def test_what_a_log_held_before_is_left_out_and_a_log_that_begins_anew_is_read_from_its_start(tmp_path: Path) -> None:

@@ -188,3 +188,17 @@ async def test_term_between_two_starts_leaves_nothing(tmp_path: Path, jobs: JobS
         worker.signal(signal.SIGTERM)
         await worker.ended(6, code=130)
         assert worker.starts == 1
+
+
+async def test_a_worker_killed_while_its_engine_loads_takes_every_process_of_it_along(tmp_path: Path, table: Table) -> None:
+    """Rule: an engine without its worker holds the GPU for nobody, also where it has left its session and ignores TERM."""
+    async with Case(tmp_path, Plan(loading="hang", ignores_term=True)) as worker:
+        while not worker.left.noted("rank"):  # noqa: ASYNC110  # a file that another process writes
+            await asyncio.sleep(0.02)
+        began = time.monotonic()
+        worker.signal(signal.SIGKILL)
+        while living := worker.living():
+            assert time.monotonic() - began < 10, living
+            await asyncio.sleep(0.02)
+        seconds = time.monotonic() - began
+    table(Row(fault="KILL of the worker while the engine loads", alone="loads on", worker="every process of it ends", seconds=seconds))

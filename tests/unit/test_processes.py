@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 
 import psutil
 
+from handler.launch import MARK
 from handler.processes import Family
 
 # Starts a grandchild in a session of its own that outlives its parent, and one that stays; both print nothing.
@@ -19,20 +21,17 @@ time.sleep(60)
 """
 
 
-def start(family: Family, code: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | family.variables(), start_new_session=True
-    )
-    family.pid = process.pid
+def start(code: str) -> tuple[Family, subprocess.Popen[bytes]]:
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {MARK: mark}, start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.stdout.close()
-    return process
+    return Family(pid=process.pid, mark=mark), process
 
 
 def test_every_process_of_an_engine_is_found_and_ended_even_without_its_parent() -> None:
-    family = Family()
-    process = start(family, TREE)
+    family, process = start(TREE)
     members = family.members()
     assert len(members) == 3
     process.kill()
@@ -46,13 +45,12 @@ def test_every_process_of_an_engine_is_found_and_ended_even_without_its_parent()
 
 def test_a_family_without_processes_is_ended_at_once() -> None:
     started = time.monotonic()
-    Family(pid=2**22 - 1).kill()
+    Family(pid=2**22 - 1, mark="of nobody").kill()
     assert time.monotonic() - started < 1
 
 
 def test_work_grows_with_what_a_process_does() -> None:
-    family = Family()
-    process = start(family, 'print("ready", flush=True)\nwhile True: pass')
+    family, process = start('print("ready", flush=True)\nwhile True: pass')
     try:
         first = family.work()
         time.sleep(0.5)

@@ -1,0 +1,182 @@
+"""Start the engine's process: what one kind of engine needs for that, and nothing of what it takes to watch it.
+
+One class per engine says how it is started: `CpuEngine` here, `FastDeployEngine` in fastdeploy/server.py. The worker never imports an
+engine: it talks HTTP to a port on loopback. This file is small on purpose: the engine's start is the longest part of a cold start, and
+what supervises it (engine.py, with asyncio and psutil) is imported while it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess  # noqa: TID251
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from handler.errors import InvalidSettings
+from handler.logs import Tail
+from handler.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from handler.dialect import Exchange
+    from handler.job import Request
+
+__all__ = ["MARK", "Child", "CpuEngine", "Engine", "Launcher", "engine_environment", "free_ports"]
+
+log = logging.getLogger(__name__)
+
+MARK = "WORKER_ENGINE"
+"""The variable that marks the engine's processes, wherever they go: the worker's process id, a dash, and a word unique to one start."""
+
+
+class Engine(Protocol):
+    """How one kind of engine is started."""
+
+    @property
+    def name(self) -> str:
+        """What logs and errors call it."""
+
+    def command(self, port: int) -> list[str]:
+        """Return the argv that serves on 127.0.0.1:`port`."""
+
+    def variables(self) -> dict[str, str]:
+        """Return what the engine's environment needs beside the worker's own."""
+
+    def exchange(self, request: Request) -> Exchange:
+        """Return how to put a request to it; raises InvalidJob for one that it must not see."""
+
+    def log_files(self) -> Tail | None:
+        """Return the log files to follow beside its output, or None."""
+
+    def explain(self, lines: Iterable[str]) -> str | None:
+        """Return the cause of a failure that its last lines show, with what to do about it, or None."""
+
+    def clear(self) -> None:
+        """Remove what its processes left behind; called when none of them lives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuEngine:
+    """The embedded CPU engine, run by the interpreter that runs the worker."""
+
+    model: Path
+    served_name: str
+    settings: EngineSettings
+    name: str = "cpu"
+
+    def command(self, port: int) -> list[str]:
+        """Return the argv of `handler.cpu`, which takes FastDeploy's own flags."""
+        argv = [sys.executable, "-m", "handler.cpu", "--model", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
+        argv += ["--served-model-name", self.served_name, "--max-num-seqs", str(self.settings.max_num_seqs)]
+        if self.settings.max_model_len:
+            argv += ["--max-model-len", str(self.settings.max_model_len)]
+        return [*argv, "--timeout-graceful-shutdown", str(int(self.settings.stop_timeout))]
+
+    def variables(self) -> dict[str, str]:
+        """Return the path on which the interpreter finds the `handler` package."""
+        return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+
+    def exchange(self, request: Request) -> Exchange:
+        """Put it as it is."""
+        from handler.dialect import Exchange
+
+        return Exchange(request)
+
+    def log_files(self) -> None:
+        """It writes none."""
+
+    def explain(self, lines: Iterable[str]) -> str | None:
+        """Return its own last word: it ends every refusal with a line that says what is wrong."""
+        return next((line.removeprefix("error: ") for line in reversed(list(lines)) if line.startswith("error: ")), None)
+
+    def clear(self) -> None:
+        """It leaves nothing."""
+
+
+_SECRETS = re.compile(r"SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_)(?:TOKEN|KEY)$")
+
+
+def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the worker's environment without what the engine, or code in a checkpoint, has no business with.
+
+    RUNPOD_AI_API_KEY takes jobs in the endpoint's name, and hub tokens read private repositories. Empty FD_ switches go too: FastDeploy
+    reads them with int().
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("RUNPOD_") and not _SECRETS.search(name.upper()) and (value or not name.startswith("FD_"))
+    }
+
+
+@dataclass(slots=True, kw_only=True)
+class Child:
+    """One start of an engine. As a context manager it is left when the process has ended, or is to end now."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    tail: Tail | None
+    """The log files of this start."""
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:  # nobody came to watch it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Launcher:
+    """Starts one engine, again on every call of `start`, on a port that stays the same."""
+
+    def __init__(self, engine: Engine, environment: Mapping[str, str]) -> None:
+        self.engine = engine
+        self._environment = engine_environment(environment) | engine.variables()
+        [self._port] = free_ports(1)
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> Child:
+        """Start the engine's process; it leads a session of its own, and ends with this process.
+
+        Raises:
+            InvalidSettings: its interpreter cannot be run.
+        """
+        tail = self.engine.log_files()
+        if tail:
+            tail.skip()
+        argv, mark = self.engine.command(self._port), f"{os.getpid()}-{os.urandom(16).hex()}"
+        log.info("starting the %s engine: %s", self.engine.name, shlex.join(argv))
+        try:
+            # Not asyncio's own: its wait() waits for the end of the output too, which an orphan of the engine holds open.
+            process = subprocess.Popen(  # noqa: S603  # starting takes a millisecond
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._environment | {MARK: mark},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
+        return Child(process=process, mark=mark, tail=tail)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many different ports of 127.0.0.1 that nobody holds at the moment."""
+    with contextlib.ExitStack() as probes:
+        found = []
+        for _ in range(count):
+            probe = probes.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            found.append(int(probe.getsockname()[1]))
+        return found
