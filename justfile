@@ -11,9 +11,13 @@ default:
 run *arguments:
     @{{python}} -m ci.run "$@"
 
+# Serve as RunPod's gateway would, on this machine: serve [port=8000] [model=NAME_OR_DIRECTORY] [engine=cpu] [endpoint=local] [api_key=KEY]
+serve *arguments:
+    @exec {{python}} -m ci.serve "$@"
+
 # Run every proof: linters, types, tests with coverage
 [group('check')]
-test: _tools lint types
+test: _tools _programs lint types
     {{python}} -m ci.test
 
 # Look for mistakes in style
@@ -57,10 +61,38 @@ demo-model:
     .venv-torch/bin/python -m ci.demo_model.train
     .venv-torch/bin/python -m ci.demo_model.check
 
+# Write hub.json, tests.json, the console's form and the pages from the worker's tables: generate [--check]
+[group('build')]
+generate *arguments: _tools
+    @{{python}} -m ci.generate "$@"
+
+# Tell whether a model fits a GPU, and what to change: plan model=NAME_OR_DIRECTORY gpu=POOL [count=N] [quantization=NAME] [max-model-len=N] [concurrency=N] [release=R]
+[group('check')]
+plan *arguments: _tools
+    @{{python}} -m ci.plan "$@"
+
 # Resolve the dependencies again and write the lock files
 [group('build')]
 lock: _tools
     ci/lock.sh
 
+# Run the smoke tests that need a GPU, on this machine
+[group('check')]
+smoke *arguments: _tools
+    {{python}} -m pytest -q -m gpu tests/smoke "$@"
+
+# Put an image on a RunPod endpoint, prove that it answers, go back if not: deploy image=REF [endpoint=NAME] [gpu=POOL] [env.NAME=VALUE] [dry-run=yes] ...
+[group('release')]
+deploy *arguments:
+    @exec {{python}} -m ci.deploy "$@"
+
+# Write an image's bill of materials from the lock: sbom arch=sm89 [release=R] [cuda=V] [model=NAME] [digest=D] [out=FILE]
+[group('release')]
+sbom *arguments: _tools
+    @{{python}} -m ci.sbom "$@"
+
 _tools:
     @ci/install test
+
+_programs:
+    @ci/install programs

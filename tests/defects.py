@@ -7,6 +7,7 @@ JOB = "property/test_job.py"
 QUEUE = "contract/test_queue.py"
 START = "contract/test_start.py"
 CHECKS = "fastdeploy/test_checks.py"
+HUB = "generate/test_generate.py"
 
 DEFECTS: dict[int, tuple[str, ...]] = {
     1: (f"{FORM}::test_the_form_s_own_defaults_start_the_engine", f"{FORM}::test_zero_for_a_switch_is_no_flag_and_not_a_stray_word"),
@@ -56,9 +57,16 @@ DEFECTS: dict[int, tuple[str, ...]] = {
     33: ("weights/test_models.py::test_the_revision_is_honoured_in_every_place",),
     34: ("property/test_settings.py::test_baked_settings_win_over_the_environment_and_it_over_defaults",),
     35: ("weights/test_models.py::test_other_hubs_are_left_to_the_engine",),
-    36: ("Every dependency is pinned by hash in a lock file; the worker's image is not built from this tree's state of the network.",),
+    36: ("unit/test_locks.py::test_every_dependency_is_one_version_with_its_hashes",),
     37: (f"{START}::test_all_wrong_variables_are_named_at_once", "test_docs.py::test_every_recipe_that_the_readme_names_is_there"),
-    38: ("The Hub's files do not exist yet, so no wrong pool name or CUDA version can stand in them.",),
-    39: ("The Hub's tests do not exist yet; the worker takes no job before its engine answered, so a job's time holds no load.",),
+    38: (
+        f"{HUB}::test_the_listing_offers_whole_pools_that_its_image_covers_and_no_older_cuda",
+        f"{HUB}::test_the_token_of_the_hub_is_a_field_and_every_key_is_read_by_somebody",
+        f"{HUB}::test_the_schema_refuses",
+    ),
+    39: (
+        f"{HUB}::test_the_hubs_tests_name_a_real_gpu_and_leave_time_for_the_load",
+        "contract/test_hub_defaults.py::test_a_worker_with_the_forms_environment_answers_the_hubs_first_test",
+    ),
     40: ("weights/test_preflight.py::test_another_architecture_names_the_image_to_use",),
 }

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ci import readme
 from tests.defects import DEFECTS
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def test_the_readmes_table_is_the_one_of_the_settings() -> None:
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.written(text) == text, "run: .venv/bin/python -m ci.readme"
 
 
 def test_every_recipe_that_the_readme_names_is_there() -> None:
