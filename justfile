@@ -76,6 +76,11 @@ plan *arguments: _tools
 lock: _tools
     ci/lock.sh
 
+# Build the image without a GPU on CI's own base, and print its digest as the last line
+[group('check')]
+test-digest: _tools _programs
+    @{{python}} -m ci.test_digest
+
 # Run the smoke tests that need a GPU, on this machine
 [group('check')]
 smoke *arguments: _tools

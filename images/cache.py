@@ -1,0 +1,70 @@
+"""Where the pinned inputs are on this disk: one folder of files that are named by their SHA-256.
+
+    dist/cache/sha256/HEX       a wheel or a file of a model, as a fetch has put and checked it (temporary name, check, rename)
+    dist/cache/layers/KEY.json  which layer the builder made of which inputs, so that it need not be made again
+
+Whoever reads an input checks it again: the name is a promise, not a proof.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.digest import Digest
+from images.errors import Missing
+
+__all__ = ["CACHE", "Cache"]
+
+CACHE = Path(__file__).resolve().parent.parent / "dist" / "cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The cache in a folder, which need not exist."""
+
+    root: Path = CACHE
+
+    def path(self, digest: Digest) -> Path:
+        """Return where the file of that digest is, or would be."""
+        return self.root / "sha256" / digest.hex
+
+    def has(self, digest: Digest, size: int) -> bool:
+        """Tell whether there is a file of that name and size."""
+        path = self.path(digest)
+        return path.is_file() and path.stat().st_size == size
+
+    def find(self, digest: Digest, size: int, what: str, arguments: str) -> Path:
+        """Return the file of that digest; `what` and `arguments` are for the error.
+
+        Raises:
+            Missing: when it is not there, or cut short, with the command that brings it.
+        """
+        path = self.path(digest)
+        if self.has(digest, size):
+            return path
+        found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+        raise Missing(f"{what}: got {found} at {path}, expected {size} bytes; bring it with `python -m images fetch {arguments}`")
+
+    def known_layer(self, key: Digest) -> tuple[Digest, int] | None:
+        """Return digest and size of the layer that was made of the inputs whose description has the digest `key`, if one is known."""
+        try:
+            note = json.loads(self._note(key).read_text(encoding="utf-8"))
+            return Digest.parse(note["digest"]), int(note["size"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def remember_layer(self, key: Digest, digest: Digest, size: int) -> None:
+        """Note which layer was made; a cache that cannot be written is no reason to stop."""
+        note = self._note(key)
+        beside = note.with_suffix(".new")
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps({"digest": str(digest), "size": size}), encoding="utf-8")
+            beside.replace(note)
+        except OSError:
+            return
+
+    def _note(self, key: Digest) -> Path:
+        return self.root / "layers" / f"{key.hex}.json"

@@ -1,0 +1,170 @@
+"""An image on disk: an OCI layout that holds our blobs alone, whole or not at all.
+
+   out/oci-layout, out/index.json      what it is, and which image it holds
+   out/blobs/sha256/HEX                manifest, config and our layers; the base's layers stay in their registry
+
+1. A blob is written under a temporary name, hashed on the way, flushed to the disk, and only then takes the name of its digest.
+2. index.json names the image and is written last, in the same manner. A layout without it is no layout; one whose builder was killed still
+   holds the image it held before, or none.
+3. Blobs that are there already are kept, so a build that was cut off goes on where it stopped; what the new image does not name is removed
+   at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from images.digest import Digest, canonical_json
+from images.errors import BadSource, ImageError
+from images.image import MANIFEST_TYPE, Image, NewLayer
+
+__all__ = ["BlobWriter", "Layout"]
+
+_TEMPORARY = ".part-"
+
+
+class BlobWriter:
+    """Takes the bytes of one blob; `digest` and `size` are those of what it has taken."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path, self._sha = file, path, hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write a piece.
+
+        Raises:
+            ImageError: when the disk is full or broken.
+        """
+        self._sha.update(data)
+        with _disk(self._path):
+            written = self._file.write(data)
+            while written < len(data):  # a disk that fills up takes a part, and refuses the next
+                written += self._file.write(memoryview(data)[written:])
+        self.size += len(data)
+
+    @property
+    def digest(self) -> Digest:
+        """Return the digest of all that was written."""
+        return Digest(self._sha.hexdigest())
+
+    def finish(self, path: Path) -> None:
+        """Bring what was written to the disk, and only then give it its name."""
+        with _disk(self._path):
+            os.fsync(self._file.fileno())
+            self._path.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layout in a folder, which need not exist."""
+
+    root: Path
+
+    def path(self, digest: Digest) -> Path:
+        """Return where the blob of that digest is, or would be."""
+        return self.root / "blobs" / "sha256" / digest.hex
+
+    def holds(self, digest: Digest, size: int) -> bool:
+        """Tell whether the blob is there; it has its name only once it is whole."""
+        path = self.path(digest)
+        return path.is_file() and path.stat().st_size == size
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Make the folders, clear away what a killed builder left, and keep other builders out until the context ends.
+
+        Raises:
+            BadSource: when the folder holds something else than a layout.
+            ImageError: when it cannot be written.
+        """
+        with _disk(self.root / "index.json"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel opens it again when a builder is killed
+            self._clear()
+            yield
+        finally:
+            os.close(handle)
+
+    def _clear(self) -> None:
+        others = [path.name for path in self.root.iterdir() if not path.name.startswith(_TEMPORARY)]
+        if others and not {*others} & {"oci-layout", "blobs"}:
+            raise BadSource(f"out: {self.root} holds {min(others)!r}, expected a new folder or an OCI layout")
+        blobs = self.path(Digest.of(b"")).parent
+        with _disk(blobs):
+            blobs.mkdir(parents=True, exist_ok=True)
+            for path in [*self.root.glob(_TEMPORARY + "*"), *blobs.glob(_TEMPORARY + "*")]:
+                path.unlink()
+        self._put(self.root / "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+
+    @contextmanager
+    def blob(self) -> Iterator[BlobWriter]:
+        """Give a writer; when the context ends well, what it took is a blob of the layout.
+
+        Raises:
+            ImageError: when the disk is full; the temporary file is gone then, as after any other error.
+        """
+        folder = self.path(Digest.of(b"")).parent
+        with _writing(folder / f"{_TEMPORARY}{os.getpid()}") as writer:
+            yield writer
+            writer.finish(self.path(writer.digest))
+
+    def put(self, data: bytes) -> Digest:
+        """Write a small blob and return its digest."""
+        with self.blob() as writer:
+            writer.write(data)
+        return writer.digest
+
+    def commit(self, image: Image, layers: Collection[NewLayer]) -> Digest:
+        """Make `image` the one that the layout holds, and return its digest."""
+        self.put(image.config)
+        digest = self.put(image.manifest)
+        descriptor = {"mediaType": MANIFEST_TYPE, "digest": str(digest), "size": len(image.manifest)}
+        index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
+        self._put(self.root / "index.json", canonical_json(index))
+        kept = {digest.hex, Digest.of(image.config).hex, *(layer.digest.hex for layer in layers)}
+        for path in self.path(digest).parent.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        return digest
+
+    def _put(self, path: Path, data: bytes) -> None:
+        with _writing(path.with_name(_TEMPORARY + path.name)) as writer:
+            writer.write(data)
+            writer.finish(path)
+
+
+@contextmanager
+def _writing(temporary: Path) -> Iterator[BlobWriter]:
+    """Give a writer of a temporary file, which is gone afterwards unless `finish` gave it another name."""
+    try:
+        with _disk(temporary):
+            file = temporary.open("wb", buffering=0)
+        with file:
+            yield BlobWriter(file, temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(
+            f"out: {path.parent}: cannot be written ({error.strerror or error}); the image that it held is still there"
+        ) from None

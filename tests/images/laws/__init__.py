@@ -1,0 +1,1 @@
+"""Laws of the image builder's core: whatever the inputs, these hold."""
