@@ -34,13 +34,27 @@ Kind = Literal["job-take", "job-stop", "job-done", "job-stream", "ping"]
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """What befalls the next `times` requests of a kind."""
+    """What befalls `times` requests of a kind, after the next `skip` ones."""
 
     times: int
+    skip: int = 0
     status: int | None = None
     """Answer with this status; None drops the connection."""
     delivered: bool = False
     """The server keeps what was posted; only its answer is lost."""
+    retry_after: str = ""
+    """The answer's header of this name."""
+    silence: float = 0.0
+    """Seconds before anything is answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """One request that a fault befell."""
+
+    at: float
+    kind: Kind
+    job: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +127,11 @@ class Bell:
 class Job:
     """One job as the platform sees it. Iterating gives streamed values as they arrive, until the job has ended."""
 
-    def __init__(self, job_id: str, job_input: Any) -> None:
+    def __init__(self, job_id: str, job_input: Any, text: str | None = None) -> None:
         self.id = job_id
         self.input = job_input
+        self.text = text
+        """The input as it is written into the answer, if it is no value; empty means that there is none."""
         self.status: Status = "IN_QUEUE"
         self.worker: str | None = None
         self.submitted_at = time.monotonic()
@@ -183,6 +199,7 @@ class JobServer:
         """Round trip added to every POST, half before it counts and half after."""
         self.faults: dict[Kind, Fault] = {}
         """Per kind of request; used up ones are removed."""
+        self.refusals: list[Refusal] = []
         self.jobs: dict[str, Job] = {}
         self.takes: list[Take] = []
         self.pings: list[Ping] = []
@@ -231,9 +248,9 @@ class JobServer:
             "RUNPOD_SKIP_GPU_CHECK": "true",
         }
 
-    def submit(self, job_input: Any, *, id: str | None = None) -> Job:  # noqa: A002 - the platform's word
-        """Queue a job; `job_input` is any JSON value."""
-        job = Job(id or str(uuid4()), job_input)
+    def submit(self, job_input: Any, *, id: str | None = None, text: str | None = None) -> Job:  # noqa: A002 - the platform's word
+        """Queue a job; `job_input` is any JSON value, or `text` is its JSON, for what no value stands for."""
+        job = Job(id or str(uuid4()), job_input, text)
         if job.id in self.jobs:
             raise ValueError(f"id: {job.id} was submitted before; expected a new one")
         self.jobs[job.id] = job
@@ -279,7 +296,7 @@ class JobServer:
         ]
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
-        refusal = self._refusal(request, "job-take")
+        refusal = await self._refusal(request, "job-take")
         if refusal:
             return refusal
         worker, batch = request.match_info["worker"], "job-take-batch" in request.path
@@ -292,6 +309,8 @@ class JobServer:
         finally:
             self.open_takes -= 1
             self._bell.ring()
+        if request.transport is None or request.transport.is_closing():  # the client left in the moment in which a job came
+            return web.Response(status=204)
         taken = [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
         for job in taken:
             job.status, job.worker, job.taken_at = "IN_PROGRESS", worker, time.monotonic()
@@ -301,11 +320,11 @@ class JobServer:
         self.takes.append(Take(at=time.monotonic(), worker=worker, batch_size=size, in_progress=in_progress, jobs=ids))
         if not taken:
             return web.Response(status=204)
-        values = [{"id": job.id, "input": job.input} for job in taken]
-        return web.json_response(values if batch else values[0])
+        values = [_handed_out(job) for job in taken]
+        return web.Response(text=f"[{','.join(values)}]" if batch else values[0], content_type="application/json")
 
     async def _stop_signals(self, request: web.Request) -> web.StreamResponse:
-        refusal = self._refusal(request, "job-stop")
+        refusal = await self._refusal(request, "job-stop")
         if refusal:
             return refusal
         stops = self._stops[request.match_info["worker"]]
@@ -318,7 +337,7 @@ class JobServer:
         return web.json_response({"jobsToStop": told})
 
     async def _ping(self, request: web.Request) -> web.StreamResponse:
-        refusal = self._refusal(request, "ping")
+        refusal = await self._refusal(request, "ping")
         if refusal:
             return refusal
         ids = tuple(filter(None, request.query.get("job_id", "").split(",")))
@@ -335,17 +354,18 @@ class JobServer:
     async def _posted(self, request: web.Request, kind: Kind, record: Callable[[Job, bytes, web.Request], None]) -> web.StreamResponse:
         body = await request.read()
         await asyncio.sleep(self.latency_s / 2)
-        fault = self.faults.get(kind)
-        refusal = self._refusal(request, kind)
-        if refusal and not (fault and fault.delivered):
+        job, fault = self.jobs.get(request.match_info["job"]), self.faults.get(kind)
+        kept = job is not None and fault is not None and fault.delivered and not fault.skip
+        if job and kept:
+            record(job, body, request)
+        if refusal := await self._refusal(request, kind):
             return refusal
-        job = self.jobs.get(request.match_info["job"])
         if job is None:
             self._problem("unknown-job", request.match_info["job"], kind)
-            return refusal or web.Response(status=404)
+            return web.Response(status=404)
         record(job, body, request)
         await asyncio.sleep(self.latency_s / 2)
-        return refusal or web.Response()
+        return web.Response()
 
     def _record_done(self, job: Job, body: bytes, request: web.Request) -> None:
         value = self._parsed(job, body)
@@ -388,7 +408,7 @@ class JobServer:
         self._problem("not-json", job.id, f"expected an object, got {body[:80]!r}")
         return {"error": f"the worker posted no JSON object: {body[:80]!r}"}
 
-    def _refusal(self, request: web.Request, kind: Kind) -> web.Response | None:
+    async def _refusal(self, request: web.Request, kind: Kind) -> web.Response | None:
         """What to answer instead, if the key is wrong or a fault is due."""
         if request.headers.get("Authorization") != self.api_key:
             self._problem("wrong-key", request.match_info.get("job", ""), f"{kind}: {request.headers.get('Authorization')!r}")
@@ -396,12 +416,23 @@ class JobServer:
         fault = self.faults.get(kind)
         if fault is None:
             return None
+        if fault.skip > 0:
+            fault.skip -= 1
+            return None
         fault.times -= 1
         if fault.times <= 0:
             del self.faults[kind]
+        self.refusals.append(Refusal(at=time.monotonic(), kind=kind, job=request.match_info.get("job", "")))
+        await asyncio.sleep(fault.silence)
         if fault.status is None and request.transport is not None:
             request.transport.abort()
-        return web.Response(status=fault.status or 500)
+        return web.Response(status=fault.status or 500, headers={"Retry-After": fault.retry_after} if fault.retry_after else None)
 
     def _problem(self, kind: Any, job: str, detail: str = "") -> None:
         self.problems.append(Problem(at=time.monotonic(), kind=kind, job=job, detail=detail))
+
+
+def _handed_out(job: Job) -> str:
+    """Return a job as it stands in the answer of job-take."""
+    text = json.dumps(job.input) if job.text is None else job.text
+    return f'{{"id": {json.dumps(job.id)}' + (f', "input": {text}}}' if text else "}")

@@ -4,20 +4,22 @@
  2. `settings`    turns `variables` and the baked file into frozen values, or lists every mistake.
  3. `models`      finds the weights: a directory, the image, a cache, a volume or a download (`weights/` does the work).
  4. `engines`     chooses the engine (`fastdeploy/`, or `cpu/`) after `preflight` has looked whether it can run here at all;
-    `engine`      starts it as a child process on loopback and watches it for its whole life (`processes`, `logs`).
+    `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`).
  5. `lifecycle`   says which state the worker is in and which moves are legal.
- 6. `serverless`  lets the RunPod SDK take jobs once the engine has answered (`web` answers HTTP instead, `local` one
-    job from a file).
+ 6. `serverless`  lets the RunPod SDK (`sdk`) take jobs once the engine has answered, by `taking` them without loss and by
+    `delivery` of what they give (`web` answers HTTP instead, within its `limits` and after a look at each `body`; `local` one job
+    from a file).
  7. `job`         reads a job's input in any of its three shapes into one `Request`.
  8. `proxy`       sends it to the engine, in the engine's `dialect`, and relays the answer; closing it aborts the engine's work.
  9. `sse`, `batching`, `native`  cut the answer into whole frames, gather those that share a trip, and give the native shape.
-10. `ledger`      tells how long the start took; `errors` holds the tree of errors and the one mapping to OpenAI error objects.
+10. `metrics` counts and times, `ledger` notes how long the start took, and `health` shows both; `errors` holds the tree of errors and
+    the one mapping to OpenAI error objects.
 
 `cpu/` is an engine of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
 
 Imports point upwards in this order; a file may import those before it: errors, variables, settings, job, sse, batching, native, dialect,
-logs, processes, lifecycle, ledger, fastdeploy, weights, models, gpus, memory, preflight, engine, engines, proxy, serverless, web, local,
-__main__.
+logs, launch, processes, lifecycle, ledger, fastdeploy, weights, models, gpus, memory, preflight, engine, engines, proxy, metrics, health,
+backoff, delivery, taking, sdk, serverless, limits, body, web, local, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).
 """

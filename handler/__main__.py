@@ -51,8 +51,9 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
 
 def _run(settings: Settings, lifecycle: Lifecycle, ledger: Ledger, environment: MutableMapping[str, str], argv: list[str]) -> bool:
     """Serve with the face that fits the environment, and return whether it ended well."""
-    queue = "RUNPOD_WEBHOOK_GET_JOB" in environment and environment.get("RUNPOD_ENDPOINT_TYPE") != "LB"
-    job = None if queue or settings.port else _local_job(argv)
+    balanced = environment.get("RUNPOD_ENDPOINT_TYPE") == "LB"
+    queue = "RUNPOD_WEBHOOK_GET_JOB" in environment and not balanced
+    job = None if queue or balanced or settings.port or settings.health_port else _local_job(argv)
     model = settings.model
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
@@ -71,16 +72,20 @@ def _run(settings: Settings, lifecycle: Lifecycle, ledger: Ledger, environment: 
 
         process = EngineProcess(launcher, child, settings.engine, lifecycle)
         with ReadAhead(weights.directory or Path(os.devnull)) as ahead, supervised(process, answered) as running:
-            from handler import local, serverless, web
+            from handler import health, local, serverless, web
+            from handler.metrics import Metrics
 
             if job is not None:
                 return local.answer_once(running, settings, job)
+            metrics = Metrics(lifecycle, ledger, settings.engine.max_num_seqs, restarts=lambda: launcher.starts - 1)
             if queue:
                 for name, value in serverless.SDK_VARIABLES.items():
                     environment.setdefault(name, value)
-                serverless.serve(running, settings, lifecycle, ledger)
+                with health.watched_beside(settings, lifecycle, metrics):
+                    watched = bool(settings.port or settings.health_port)
+                    serverless.serve(running, settings, lifecycle, ledger, metrics if watched else None)
             else:
-                web.serve(running, settings, lifecycle, ledger)
+                web.serve(running, settings, lifecycle, ledger, metrics)
     return True
 
 

@@ -91,13 +91,14 @@ class Batcher:
         """Remove frames up to the bounds; one frame always goes, however large, and frames of no tokens ride along."""
         batch: list[bytes] = []
         tokens = size = 0
-        while self._frames:
-            frame, weight = self._frames[0]
-            if batch and (tokens + weight > self._size.current or size + len(frame) > self._max_bytes):
+        frames, most = self._frames, self._size.current
+        while frames:
+            frame, weight = frames[0]
+            if batch and (tokens + weight > most or size + len(frame) > self._max_bytes):
                 break
             batch.append(frame)
             tokens, size = tokens + weight, size + len(frame)
-            self._frames.popleft()
+            frames.popleft()
         if tokens:
             self._size.grow()
         self._waiting -= size

@@ -2,6 +2,7 @@
 
     WorkerError
     |-- InvalidJob             the caller: the job or the request cannot be served as it stands
+    |-- Unavailable            the caller may send the same request again: the worker is loading, full, leaving, or it took too long
     |-- InvalidSettings        the operator: variables or files of the deployment are wrong
     |-- ModelUnavailable       the operator: the weights are missing, incomplete or of a kind no engine here serves
     |-- EngineFailedToStart    the operator: the engine never became ready
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidJob",
     "InvalidSettings",
     "ModelUnavailable",
+    "Unavailable",
     "WorkerError",
     "for_log",
     "to_openai",
@@ -50,6 +52,15 @@ class InvalidJob(WorkerError):
     def __init__(self, message: str, *, param: str | None = None, code: str | None = "invalid_value", status: int = 400) -> None:
         super().__init__(message)
         self.param, self.code, self.status = param, code, status
+
+
+class Unavailable(WorkerError):
+    """The worker cannot take the request, or not finish it; `retry_after` says after how many seconds the same one may be sent again."""
+
+    def __init__(self, message: str, *, status: int = 503, code: str = "unavailable", retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.retry_after = status, code, retry_after
+        self.type = _TYPES.get(status, "server_error")
 
 
 class InvalidSettings(WorkerError):
@@ -120,7 +131,14 @@ def _error_object(message: str, type_: str, param: str | None, code: str | None)
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
 
 
 def _engine_answer(error: EngineRejected) -> tuple[int, dict[str, Any]]:

@@ -6,14 +6,15 @@
 
 Native input also takes the names `text` and `input` for the prompt, and sampling parameters such as `max_tokens` beside it. Rules
 that are not obvious: `stream` belongs to the body where there is one, and a `stream` beside `openai_route` or `route` is ignored; a
-value in `sampling_params` wins over the same name beside it; `null` means not given.
+value in `sampling_params` wins over the same name beside it; `null` means not given. `ROUTES` is all that may be asked of the engine.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,33 @@ from urllib.parse import unquote
 from handler.errors import InvalidJob
 from handler.settings import BatchLimits
 
-__all__ = ["CHAT", "COMPLETIONS", "Request", "parse_test_job", "read_job", "read_test_job"]
+__all__ = ["CHAT", "COMPLETIONS", "ROUTES", "Request", "methods_of", "parse_test_job", "read_job", "read_test_job"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
-_POST_ROUTES = frozenset({CHAT, COMPLETIONS, "/v1/embeddings", "/v1/reward", "/v1/responses", "/v1/messages"})
+ROUTES: Mapping[str, tuple[str, ...]] = {
+    CHAT: ("POST",),
+    COMPLETIONS: ("POST",),
+    "/v1/embeddings": ("POST",),
+    "/v1/reward": ("POST",),
+    "/v1/responses": ("POST",),
+    "/v1/messages": ("POST",),
+    "/v1/models": ("GET",),
+    "/health": ("GET",),
+    "/ping": ("GET",),
+    "/metrics": ("GET",),
+}
+"""What may be asked of the engine, by which methods, in either face; any other route is unknown here, whatever the engine offers.
+
+The rule: a route is let through if it answers a question or tells how the engine is, and changes nothing. Whoever may send requests is not
+whoever runs the deployment, so FastDeploy's control routes stay closed: /v1/pause, /v1/resume, /v1/is_paused, /v1/sleep, /v1/wakeup,
+/v1/update_weights, /v1/abort_requests, /update_model_weight, /clear_load_weight, /rearrange_experts, /check_redundant,
+/get_per_expert_tokens_stats, /controller/..., and with them what a later release may add. A list of what is let through needs no news
+of them.
+"""
+
+_POST_ROUTES = frozenset(path for path, methods in ROUTES.items() if methods == ("POST",))
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _PROMPTS = ("prompt", "messages", "text", "input")
 _BATCHING = ("max_batch_size", "min_batch_size", "batch_size_growth_factor")
@@ -79,8 +101,14 @@ def read_job(job_input: object, defaults: BatchLimits) -> Request:
         raise InvalidJob("openai_route: missing, expected a route such as /v1/chat/completions beside openai_input", param="openai_route")
     else:
         raise InvalidJob("input: expected one of openai_route, route, prompt or messages, got none of them", param="input")
+    _check_route(request, "openai_route" if "openai_route" in given else "route")
     _check_json(request.body)
     return request
+
+
+def methods_of(path: str) -> tuple[str, ...]:
+    """Return the methods that a route of the engine takes; none for a route that is not let through."""
+    return ROUTES.get("/v1/models" if path.startswith("/v1/models/") else path, ())
 
 
 def read_test_job(path: Path) -> dict[str, Any]:
@@ -126,6 +154,16 @@ def _generic(given: Mapping[str, Any], batch: BatchLimits) -> Request:
             raise InvalidJob(f"body: a {method} request carries none", param="body")
         return Request(method=method, path=path, query=query, batch=batch)
     return replace(_post(path, query, body or {}, batch), method=method)
+
+
+def _check_route(request: Request, field: str) -> None:
+    methods = methods_of(request.path)
+    if not methods:
+        message = f"{field}: {_shown(request.path)} is no route that is let through to the engine, expected one of {', '.join(ROUTES)}"
+        raise InvalidJob(message, param=field, code="unknown_route", status=404)
+    if request.method not in methods:
+        message = f"method: got {request.method}, expected {' or '.join(methods)} for {request.path}"
+        raise InvalidJob(message, param="method", code="method_not_allowed", status=405)
 
 
 def _post(path: str, query: str, body: dict[str, Any], batch: BatchLimits) -> Request:
@@ -233,7 +271,32 @@ def _check_json(body: object) -> None:
     try:
         json.dumps(body, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidJob(f"input: cannot be sent to the engine as JSON ({error})", param="input") from None
+        field = "input" if isinstance(error, RecursionError) else _not_finite(body)
+        raise InvalidJob(f"{field}: cannot be sent to the engine as JSON ({error})", param=field) from None
+
+
+def _not_finite(body: object) -> str:
+    """Return the name of the first field that holds NaN or an infinity, such as `messages[0].weight`, or `input`."""
+    path: list[str] = []
+    levels = [_items(body)]
+    while levels:
+        for name, value in levels[-1]:
+            if isinstance(value, float) and not math.isfinite(value):
+                return "".join((*path, name)).lstrip(".")
+            if isinstance(value, (dict, list)):
+                path.append(name)
+                levels.append(_items(value))
+                break
+        else:
+            levels.pop()
+            del path[-1:]
+    return "input"
+
+
+def _items(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        return ((f".{key}", item) for key, item in value.items())
+    return ((f"[{index}]", item) for index, item in enumerate(value if isinstance(value, list) else ()))
 
 
 def _kind(value: object) -> str:

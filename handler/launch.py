@@ -144,6 +144,7 @@ class Launcher:
         self._environment = engine_environment(environment) | engine.variables()
         [self._port] = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}"
+        self.starts = 0
 
     def start(self) -> Child:
         """Start the engine's process; it leads a session of its own, and ends with this process.
@@ -155,6 +156,7 @@ class Launcher:
         if tail:
             tail.skip()
         argv, mark = self.engine.command(self._port), f"{os.getpid()}-{os.urandom(16).hex()}"
+        self.starts += 1
         log.info("starting the %s engine: %s", self.engine.name, shlex.join(argv))
         try:
             # Not asyncio's own: its wait() waits for the end of the output too, which an orphan of the engine holds open.

@@ -23,6 +23,10 @@ class Ledger:
         """Note that a phase is over now."""
         self._entries.append((phase, time.monotonic() - self._started))
 
+    def phases(self) -> dict[str, float]:
+        """Return the seconds from the start of the process to the end of each phase so far."""
+        return dict(self._entries)
+
     def close(self) -> None:
         """Log all that was noted, in seconds since the process was started."""
         log.info("cold start: %s", ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self._entries))

@@ -101,9 +101,10 @@ class Proxy:
         if not exchange.sent.stream:
             async with self._translated(exchange.sent), self._send(exchange.sent) as response:
                 return exchange.whole(_value(await response.read()))
-        async with contextlib.aclosing(self._frames(exchange.sent)) as frames:
-            async for frame in frames:
-                exchange.collect(frame)
+        async with contextlib.aclosing(self._frames(exchange.sent)) as arrivals:
+            async for frames in arrivals:
+                for frame in frames:
+                    exchange.collect(_no_error(frame))
         return exchange.whole(_sendable(exchange.collected()))
 
     async def _pump(self, exchange: Exchange, batcher: Batcher) -> None:
@@ -116,24 +117,25 @@ class Proxy:
             batcher.close()
 
     async def _forward(self, exchange: Exchange, batcher: Batcher) -> None:
-        async with contextlib.aclosing(self._frames(exchange.sent)) as frames:
-            async for frame in frames:
-                for leaving in exchange.frame(frame):
-                    batcher.put(leaving, tokens=_tokens(leaving))
+        async with contextlib.aclosing(self._frames(exchange.sent)) as arrivals:
+            async for frames in arrivals:
+                for frame in frames:
+                    for leaving in exchange.frame(_no_error(frame)):
+                        batcher.put(leaving, tokens=_tokens(leaving))
                 await batcher.room()
 
-    async def _frames(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """Yield the frames of the engine's stream; an error among them, or an end without [DONE], is raised."""
-        splitter, done = FrameSplitter(), False
+    async def _frames(self, request: Request) -> AsyncGenerator[list[bytes], None]:
+        """Yield the frames of the engine's stream, those together that arrived together; an end without [DONE] is raised."""
+        splitter, done, now = FrameSplitter(), False, asyncio.get_running_loop().time
         async with self._translated(request), self._send(request) as response:
             async for chunk in response.content.iter_any():
-                self._heard = asyncio.get_running_loop().time()
-                for frame in splitter.feed(chunk):
-                    done = done or is_done(frame)
-                    yield _no_error(frame)
-        for frame in splitter.close():
-            done = done or is_done(frame)
-            yield _no_error(frame)
+                self._heard = now()
+                frames = splitter.feed(chunk)
+                done = done or any(map(is_done, frames))
+                yield frames
+        frames = splitter.close()
+        done = done or any(map(is_done, frames))
+        yield frames
         if request.path in _ENDS_WITH_DONE and not done:
             raise EngineDied("the engine's stream ended without [DONE]")
 

@@ -30,6 +30,7 @@ class FrameSplitter:
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self._buffer = bytearray()
         self._scanned = 0
+        self._only_lf = True
         self._max_frame = max_frame
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -39,11 +40,9 @@ class FrameSplitter:
             EngineDied: when more than `max_frame` bytes have come without the end of a frame.
         """
         self._buffer += chunk
+        self._only_lf = self._only_lf and b"\r" not in chunk
         frames, start = [], 0
-        for found in _FRAME_END.finditer(self._buffer, self._scanned):
-            end = found.end()
-            if end == len(self._buffer) and self._buffer.endswith(b"\r"):
-                break  # half of a CRLF, perhaps: the next byte tells
+        while (end := self._end(max(start, self._scanned))) > 0:
             frames.append(bytes(self._buffer[start:end]))
             start = end
         del self._buffer[:start]
@@ -52,6 +51,16 @@ class FrameSplitter:
         if len(self._buffer) > self._max_frame:
             raise EngineDied(f"the engine sent {len(self._buffer)} bytes without the end of an event, expected at most {self._max_frame}")
         return frames
+
+    def _end(self, start: int) -> int:
+        """Return where the frame ends whose end is looked for from `start` on, or 0 when that is not known yet."""
+        if self._only_lf:  # as engines write; several times faster than the expression
+            at = self._buffer.find(b"\n\n", start)
+            return at + 2 if at >= 0 else 0
+        found = _FRAME_END.search(self._buffer, start)
+        if found is None or (found.end() == len(self._buffer) and self._buffer.endswith(b"\r")):
+            return 0  # half of a CRLF, perhaps: the next byte tells
+        return found.end()
 
     def close(self) -> list[bytes]:
         """Return the last frame if the stream ended right after it.

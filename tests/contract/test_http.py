@@ -88,9 +88,8 @@ async def test_errors_arrive_as_the_right_exception_classes(engine_variables: di
             assert bad.value.param == "body"
             with pytest.raises(openai.BadRequestError, match="expected true or false"):
                 await client.post("/chat/completions", cast_to=object, body={"messages": MESSAGES, "stream": "yes"})
-        async with session.post(url + "/v1/chat/completions", data=b"{broken") as answer:
-            assert answer.status == 400
-            assert (await answer.json())["error"]["message"].startswith("body: expected JSON")
+            with pytest.raises(openai.NotFoundError, match="/v1/fine_tuning/jobs: no such route"):
+                await client.fine_tuning.jobs.list()
         async with session.get(url + "/elsewhere") as answer:
             assert answer.status == 404
             assert (await answer.json())["error"]["message"].startswith("/elsewhere: no such route")
@@ -101,19 +100,39 @@ async def test_ping_says_204_while_loading_and_requests_are_refused_until_ready(
         async with session.get(url + "/ping") as ping:
             assert ping.status == 204
         async with session.get(url + "/v1/models") as models:
-            assert models.status == 503
+            assert (models.status, models.headers["Retry-After"]) == (503, "5")
             assert (await models.json())["error"]["code"] == "not_ready"
-        await ready(session, url)
+        async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="none") as client:  # which sends again what may be sent again
+            assert (await client.models.list()).data
+        async with session.get(url + "/ping") as ping:
+            assert ping.status == 200
 
 
-async def test_a_client_that_leaves_aborts_the_engines_work() -> None:
+async def answering_at(engine_url: str) -> None:
+    """Return once the replayed engine is writing an answer."""
+    async with aiohttp.ClientSession(engine_url) as session:
+        for _ in range(600):
+            async with session.get("/__seen") as seen:
+                if any(entry["events"] and entry["ended"] is None for entry in await seen.json()):
+                    return
+            await asyncio.sleep(0.02)
+    pytest.fail("no answer was begun within 12 s")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_client_that_leaves_aborts_the_engines_work(stream: bool) -> None:
     async with (
         serving(replayed_engine("--synthetic", "--tokens-per-second", "20", "--tokens", "1000")) as (worker, url),
         aiohttp.ClientSession() as session,
     ):
         await ready(session, url)
-        async with session.post(url + "/v1/chat/completions", json={"messages": MESSAGES, "stream": True, "max_tokens": 900}) as answer:
-            await answer.content.readuntil(b"\n\n")
+        body = {"messages": MESSAGES, "stream": stream, "max_tokens": 900}
+        asked = asyncio.create_task(session.post(url + "/v1/chat/completions", json=body))
+        await answering_at(worker.engine_url)
+        if stream:
+            (await asked).close()
+        else:
+            asked.cancel()
         await aborted_at(worker.engine_url)
         worker.signal(signal.SIGTERM)
         assert await worker.wait() == 0

@@ -96,7 +96,7 @@ REFUSED_THERE = {
 
 def _mistakes() -> Iterator[tuple[str, Mistake]]:
     names = ("base_chat_model_any", "b_model_bad", "b_model_bad_stream", "b_model_bad_cmpl", "b_model_empty")
-    closed = "health load metrics_on_main_port unknown_route openapi version config_info_main update_model_weight clear_load_weight".split()
+    closed = "health load unknown_route openapi version config_info_main update_model_weight clear_load_weight".split()
     yield from ((case, Mistake(error=BAD, by=OURS, why=why)) for case, why in REFUSED_HERE.items())
     yield from ((case, Mistake(error=BAD, by=THEIRS, why=why)) for case, why in REFUSED_THERE.items())
     yield from ((case, Mistake(error=LOST, by=OURS, why="a model that is not served")) for case in names)
@@ -105,9 +105,9 @@ def _mistakes() -> Iterator[tuple[str, Mistake]]:
     yield "b_auth_none_metrics_like", Mistake(error=LOST, by=OURS, why="a route that stays inside")
     yield "base_err_no_messages", Mistake(error=(BAD, LOST), by=OURS, why="no messages, and a model that is not served")
     yield "base_err_reasoning_max_tokens_0", Mistake(error=BAD, by=OURS, why="no token to think, which 2.4 allows", releases=("2.3",))
-    yield "base_get_is_paused", Mistake(error=LOST, by=THEIRS, why="a route that came with 2.5", releases=("2.3", "2.4"))
-    yield "base_get_wrong_method_chat", Mistake(error=openai.APIStatusError, by=THEIRS, why="GET, where POST is wanted")
-    yield "base_post_ping", Mistake(error=LOST, by=OURS, why="POST, where GET is wanted")
+    yield "base_get_is_paused", Mistake(error=LOST, by=OURS, why="a route that stays inside")
+    yield "base_get_wrong_method_chat", Mistake(error=openai.APIStatusError, by=OURS, why="GET, where POST is wanted")
+    yield "base_post_ping", Mistake(error=openai.APIStatusError, by=OURS, why="POST, where GET is wanted")
     # No mistake at all: FastDeploy's parser qwen3 fails on its own, and of these no stream was recorded, which would not fail.
     yield from ((case, Mistake(error=FAILED, by=THEIRS, why="none")) for case in ("b_logprobs_0", "b_logprobs_notop"))
     yield "b_prompt_logprobs", Mistake(error=FAILED, by=THEIRS, why="none, 2.3 does not know of prompt_logprobs", releases=("2.3",))
@@ -115,7 +115,7 @@ def _mistakes() -> Iterator[tuple[str, Mistake]]:
 
 
 MISTAKES = list(_mistakes())
-STATUS = {"base_get_wrong_method_chat": 405}
+STATUS = {"base_get_wrong_method_chat": 405, "base_post_ping": 405}
 
 ESCAPED = {
     **dict.fromkeys(("b_auth_none_chat", "b_auth_bad_chat", "b_auth_basic_chat"), "b_think_nothink_stream"),
@@ -283,6 +283,8 @@ def wants_usage(asked: dict[str, Any]) -> bool:
 def check_other_route(one: Recording, came: Outcome) -> None:
     if one.request.path == "/ping":
         assert came.value == ""
+    elif one.request.path == "/metrics":
+        assert "worker_requests_total" in came.value, "the worker's own"
     elif one.case in MODELS:
         (model,) = came.value["data"]
         assert (model["object"], model["max_model_len"]) == ("model", 4096)
@@ -311,7 +313,7 @@ def test_nobody_waits_or_reads_of_the_engines_insides_and_the_engine_sees_only_w
     came, told = outcomes(release, one.setup)[one.case], mistake(release, one)
     assert came.seconds < LONGEST_S
     assert not [word for word in INSIDES if word in came.text], came.text
-    here = one.request.path == "/ping" or (told and told.by == OURS)
+    here = one.request.path in {"/ping", "/metrics"} or (told and told.by == OURS)
     assert [entry["by"] in {"recording", "twin"} for entry in came.engine] == ([] if here else [True]), came.engine
 
 

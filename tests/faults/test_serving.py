@@ -207,7 +207,7 @@ async def test_an_engine_that_ignores_term_is_killed_after_the_stop_timeout(tmp_
 
 
 async def test_term_lets_running_requests_finish_within_the_grace_and_cuts_those_that_take_longer(tmp_path: Path, table: Table) -> None:
-    async with Case(tmp_path, Plan(), {"ENGINE_STOP_TIMEOUT": "2"}, replay=ENDLESS) as worker, aiohttp.ClientSession() as session:
+    async with Case(tmp_path, Plan(), {"HTTP_DRAIN_TIMEOUT": "2"}, replay=ENDLESS) as worker, aiohttp.ClientSession() as session:
         await worker.serves()
         short, long = (asyncio.create_task(frames(session, worker.url, max_tokens=count)) for count in (20, 1000))
         await worker.seen(2)

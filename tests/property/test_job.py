@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import InvalidJob
-from handler.job import CHAT, COMPLETIONS, Request, read_job
+from handler.job import CHAT, COMPLETIONS, ROUTES, Request, methods_of, read_job
 from handler.settings import BatchLimits
 from tests.property.strategies import JSON_VALUES, SETTINGS
 
@@ -19,21 +20,21 @@ FIELDS = st.sampled_from(
     """openai_route openai_input route method body prompt messages text input sampling_params stream max_batch_size min_batch_size
     batch_size_growth_factor apply_chat_template use_openai_format max_tokens temperature typo""".split()
 )
-ROUTES = st.sampled_from(["/v1/chat/completions", "/openai/v1/models", "v1/completions/?x=1", "/v1/../etc", "http://x/y", "", "/health"])
+SPELLINGS = st.sampled_from(["/v1/chat/completions", "/openai/v1/models", "v1/completions/?x=1", "/v1/../etc", "http://x/y", "", "/health"])
 
 
 @SETTINGS
-@given(JSON_VALUES | st.dictionaries(FIELDS, JSON_VALUES | ROUTES | st.just(HELLO), max_size=5))
+@given(JSON_VALUES | st.dictionaries(FIELDS, JSON_VALUES | SPELLINGS | st.just(HELLO), max_size=5))
 def test_any_input_is_a_request_or_the_callers_error_naming_a_field(job_input: Any) -> None:
     """Rule: "Bad input never loses a job": nothing but InvalidJob is raised, and a request that comes out can be sent."""
     try:
         request = read_job(job_input, DEFAULTS)
     except InvalidJob as error:
-        assert error.status == 400
+        assert error.status in {400, 404, 405}
         assert error.param
         assert str(error)
     else:
-        assert request.path.startswith("/")
+        assert request.method in methods_of(request.path)
         assert ".." not in request.path.split("/")
         json.dumps(request.body, allow_nan=False)
         assert 1 <= request.batch.minimum <= request.batch.maximum
@@ -92,8 +93,43 @@ def test_a_generic_route_takes_method_and_body() -> None:
         False,
     )
     assert read_job({"route": "/health"}, DEFAULTS).method == "GET"
-    assert read_job({"route": "/v1/resume", "body": {}}, DEFAULTS).method == "POST"
-    assert read_job({"route": "/v1/things/7", "method": "DELETE"}, DEFAULTS).method == "DELETE"
+
+
+# FastDeploy's routes that change its state or tell of other callers, of all releases from 2.3 to 2.6.
+CONTROL = """/v1/pause /v1/resume /v1/is_paused /v1/sleep /v1/wakeup /v1/update_weights /v1/abort_requests /update_model_weight
+    /clear_load_weight /rearrange_experts /get_per_expert_tokens_stats /check_redundant /controller/scheduler
+    /controller/reset_scheduler /config-info /docs /openapi.json""".split()
+
+
+@SETTINGS
+@given(
+    st.sampled_from(CONTROL),
+    st.sampled_from(["", "/", "?x=1", "//", "/v1/models/..", "/%2e%2e", ";a", "%20", "%00"]),
+    st.sampled_from(["{0}{1}", "/openai{0}{1}", "{0}", "/v1{1}{0}", "{1}{0}", "/V1{0}", "/v1/models{1}/..{0}"]),
+    st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD"]),
+)
+def test_no_spelling_of_a_control_route_reaches_the_engine(route: str, extra: str, form: str, method: str) -> None:
+    """Rule: what is let through to the engine answers a question or tells how it is, and changes nothing."""
+    spelt = form.format(route, extra)
+    for job_input in ({"route": spelt, "method": method}, {"openai_route": spelt, "openai_input": {"abort_all": True}}):
+        try:
+            request = read_job(job_input, DEFAULTS)
+        except InvalidJob:
+            continue
+        assert request.path in ROUTES or (request.method, request.path[:11]) == ("GET", "/v1/models/")
+        assert ".." not in unquote(request.path)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_is_let_through_by_its_methods_only(route: str) -> None:
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
+        job_input = {"route": route, "method": method} | ({"body": {"input": "x"}} if method in {"POST", "PUT", "PATCH"} else {})
+        if method in ROUTES[route]:
+            assert read_job(job_input, DEFAULTS).method == method
+        else:
+            with pytest.raises(InvalidJob, match=f"method: got {method}, expected {ROUTES[route][0]} for {route}") as caught:
+                read_job(job_input, DEFAULTS)
+            assert (caught.value.status, caught.value.param, caught.value.code) == (405, "method", "method_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +201,11 @@ def test_a_request_may_bound_its_own_batches(shape: dict[str, Any], given: dict[
         ({"prompt": "Hi", "min_batch_size": 2.5}, "min_batch_size", "got 2.5, expected a whole number"),
         ({"prompt": "Hi", "min_batch_size": 9, "max_batch_size": 3}, "min_batch_size", "at most max_batch_size, which is 3"),
         ({"prompt": "Hi", "batch_size_growth_factor": 0.5}, "batch_size_growth_factor", "expected a number from 1"),
-        ({"prompt": "Hi", "sampling_params": {"temperature": float("nan")}}, "input", "cannot be sent to the engine as JSON"),
+        ({"prompt": "Hi", "sampling_params": {"temperature": float("nan")}}, "temperature", "cannot be sent to the engine as JSON"),
+        ({"openai_route": CHAT, "openai_input": {"a": {"b": [[1], [2, {"c": float("inf")}]]}}}, "a.b[1][1].c", "cannot be sent"),
+        ({"route": "/v1/pause", "body": {}}, "route", "no route that is let through to the engine, expected one of /v1/chat/completions"),
+        ({"openai_route": "/v1/images", "openai_input": HELLO}, "openai_route", "'/v1/images' is no route that is let through"),
+        ({"route": CHAT}, "method", "got GET, expected POST for /v1/chat/completions"),
         ({"prompt": "x" * 200, "stream": "x" * 200}, "stream", "a text of 202 characters"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
