@@ -244,6 +244,29 @@ async def test_polls_can_be_refused_too(alone: JobServer, kind: Any) -> None:
     assert statuses == [429, 200 if kind == "ping" else 204]
 
 
+async def test_faults_may_come_later_take_time_and_say_when_to_come_back(alone: JobServer) -> None:
+    job = alone.submit({})
+    alone.faults["job-stream"] = Fault(times=1, skip=1, status=429, retry_after="7", silence=0.2)
+    assert await post(alone, "job-stream", job.id, '{"output": 1}') == 200
+    async with aiohttp.ClientSession(headers={"Authorization": alone.api_key}) as session:
+        began = time.monotonic()
+        async with session.post(f"{alone.url}/v2/endpoint/job-stream/w/{job.id}?gpu=FAKE", data=b'{"output": 2}') as response:
+            assert (response.status, response.headers["Retry-After"]) == (429, "7")
+            assert time.monotonic() - began >= 0.19
+    assert [(refusal.kind, refusal.job) for refusal in alone.refusals] == [("job-stream", job.id)]
+    assert (job.stream, alone.faults) == ([1], {})
+
+
+@pytest.mark.parametrize(("text", "written"), [('{"a": NaN}', ', "input": {"a": NaN}}'), ("", "}")])
+async def test_a_job_may_hold_what_no_value_stands_for_or_no_input_at_all(alone: JobServer, text: str, written: str) -> None:
+    job = alone.submit(None, text=text)
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": alone.api_key}) as session,
+        session.get(f"{alone.url}/v2/endpoint/job-take/w?gpu=FAKE") as take,
+    ):
+        assert await take.text() == f'{{"id": "{job.id}"{written}'
+
+
 async def test_progress_is_not_an_end(alone: JobServer) -> None:
     job = alone.submit({})
     await post(alone, "job-done", job.id, '{"status": "IN_PROGRESS", "output": "half"}')
