@@ -71,10 +71,41 @@ generate *arguments: _tools
 plan *arguments: _tools
     @{{python}} -m ci.plan "$@"
 
-# Resolve the dependencies again and write the lock files
+# Resolve the Python dependencies again and write their lock files
 [group('build')]
-lock: _tools
+lock-python: _tools
     ci/lock.sh
+
+# Pin what an image is made of: lock arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [revision=R]
+[group('image')]
+lock *arguments: _images
+    @{{python}} -m images lock "$@"
+
+# Build an image and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [out=DIRECTORY]
+[group('image')]
+build-image *arguments: _images
+    @{{python}} -m images fetch "$@"
+    @{{python}} -m images build "$@"
+
+# Look for mistakes in a built image: verify-image DIRECTORY
+[group('image')]
+verify-image *arguments: _images
+    @{{python}} -m images verify "$@"
+
+# Push a built image, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG
+[group('image')]
+push-image *arguments: _images
+    @{{python}} -m images push "$@"
+
+# Put a built image into a local Docker: load-image arch=ARCH [as=NAME]
+[group('image')]
+load-image *arguments: _images
+    @{{python}} -m images load "$@"
+
+# Copy what an image is made of to a registry of your own: mirror arch=ARCH to=REGISTRY/REPOSITORY
+[group('image')]
+mirror *arguments: _images
+    @{{python}} -m images mirror "$@"
 
 # Build the image without a GPU on CI's own base, and print its digest as the last line
 [group('check')]
@@ -98,6 +129,9 @@ sbom *arguments: _tools
 
 _tools:
     @ci/install test
+
+_images:
+    @ci/install images
 
 _programs:
     @ci/install programs

@@ -18,7 +18,7 @@
 
 Imports point upwards in this order; a file may import those before it: errors, arguments, digest, schema, releases, pins, lock, cache,
 entries, wheels, models, handlers, tar, plan, image, layout, build, verify, web, registry, index, scan, fetch, resolve, push, mirror, load,
-__main__.
+apply, __main__.
 
 Rules of determinism, which the tests cite:
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "push": ("images.push", "COMMAND"),
     "mirror": ("images.mirror", "COMMAND"),
     "load": ("images.load", "COMMAND"),
+    "apply": ("images.apply", "COMMAND"),
 }
 """Each command's module, imported only when it is called: what builds needs nothing of what fetches."""
 

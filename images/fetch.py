@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from images.arguments import TARGET_KEYS, Command, Key, file_named
-from images.build import cache_from
+from images.arguments import Command, Key, file_named
+from images.build import BUILD_KEYS, cache_from
 from images.cache import Cache
 from images.digest import Digest, file_digest, read_chunks
 from images.errors import DigestMismatch, ImageError, UnknownChoice, Unreachable
@@ -30,7 +30,7 @@ from images.index import download_wheels
 from images.lock import LOCK, File, Lock, Packages, read_lock, requirements_digest
 from images.registry import AuthFile, Reference, Repository
 from images.releases import RELEASES, Target, read_releases
-from images.web import Answer, Rest, ask
+from images.web import Answer, Rest, Silent, ask
 
 __all__ = ["COMMAND", "Input", "Place", "bring", "fetch", "inputs_of", "on_hub", "on_web", "pin"]
 
@@ -45,6 +45,7 @@ class Place:
     """Where a file may be: `ask_from` asks for its content from an offset on."""
 
     name: str
+    host: str
     ask_from: Callable[[int], Answer]
 
 
@@ -66,10 +67,11 @@ def fetch(lock: Lock, target: Target, cache: Cache, model: str = "", tell: Tell 
         Unreachable: when a file can be had nowhere, with what every place said; what has come by then stays.
     """
     packages = lock.packages_for(target, requirements_digest(target))
-    _bring_packages(replace(packages, wheels=tuple(file for file in packages.wheels if only in (None, file.digest))), cache, tell)
+    silent: set[str] = set()
     for wanted in inputs_of(lock, target, model, os.environ):
         if only in (None, wanted.digest):
-            bring(wanted, cache, tell)
+            bring(wanted, cache, tell, silent)
+    _bring_packages(replace(packages, wheels=tuple(file for file in packages.wheels if only in (None, file.digest))), cache, tell, silent)
 
 
 def inputs_of(lock: Lock, target: Target, model: str, environment: Mapping[str, str]) -> Iterator[Input]:
@@ -85,8 +87,10 @@ def inputs_of(lock: Lock, target: Target, model: str, environment: Mapping[str, 
             yield Input(name=name, size=file.size, digest=file.digest, places=places)
 
 
-def bring(wanted: Input, cache: Cache, tell: Tell = print) -> Path:
+def bring(wanted: Input, cache: Cache, tell: Tell = print, silent: set[str] | None = None) -> Path:
     """Return the file in the cache that holds the input, brought now if it is not there yet.
+
+    `silent` are hosts that did not answer before; they are passed over, and those that do not answer now join them.
 
     Raises:
         Unreachable: when no place has it, with what each of them said.
@@ -94,14 +98,18 @@ def bring(wanted: Input, cache: Cache, tell: Tell = print) -> Path:
     """
     path = cache.path(wanted.digest)
     said: list[ImageError] = []
+    silent = set() if silent is None else silent
     with _alone(cache):
         if cache.has(wanted.digest, wanted.size):
             return path
         for place in wanted.places:
             try:
+                if place.host in silent:
+                    raise Silent(f"{place.name}: {place.host} did not answer before")
                 return _bring_from(place, wanted, path, tell)
             except (Unreachable, DigestMismatch) as error:
                 said.append(error)
+                silent |= {place.host} if isinstance(error, Silent) else set()
     kind = next((type(error) for error in said if isinstance(error, DigestMismatch)), Unreachable)
     problems = "".join(f"\n  {error}" for error in said) or " has no address; pin it again with `just lock`"
     raise kind(f"{wanted.name} ({wanted.digest}, {wanted.size} bytes): expected at one of {len(said)} places:{problems}")
@@ -152,7 +160,7 @@ def _receive(place: Place, size: int, part: Path, tell: Tell) -> Digest:
 
 def on_web(url: str) -> Place:
     """Return the place that an address is."""
-    return Place(name=url, ask_from=lambda offset: ask(url, offset=offset))
+    return Place(name=url, host=urlsplit(url).netloc, ask_from=lambda offset: ask(url, offset=offset))
 
 
 def on_hub(repository: str, commit: str, path: str, environment: Mapping[str, str]) -> Place:
@@ -160,20 +168,24 @@ def on_hub(repository: str, commit: str, path: str, environment: Mapping[str, st
     url = f"{environment.get('HF_ENDPOINT') or _HUB}/{repository}/resolve/{commit}/{quote(path)}"
     token = environment.get("HF_TOKEN", "")
     secret = {"Authorization": f"Bearer {token}"} if token else {}
-    return Place(name=url, ask_from=lambda offset: ask(url, headers={"Accept-Encoding": "identity"}, secret=secret, offset=offset))
+    return Place(
+        name=url,
+        host=urlsplit(url).netloc,
+        ask_from=lambda offset: ask(url, headers={"Accept-Encoding": "identity"}, secret=secret, offset=offset),
+    )
 
 
 def _on_mirrors(mirrors: Sequence[str], digest: Digest) -> Iterator[Place]:
     for mirror in mirrors:
         repository = Repository(Reference.parse(mirror), AuthFile.find(os.environ))
-        yield Place(name=f"{mirror}@{digest}", ask_from=partial(repository.blob, digest))
+        yield Place(name=f"{mirror}@{digest}", host=repository.reference.registry, ask_from=partial(repository.blob, digest))
 
 
 def _input(file: File, origins: list[Place], mirrors: Sequence[str]) -> Input:
     return Input(name=file.name, size=file.size, digest=file.digest, places=(*origins, *_on_mirrors(mirrors, file.digest)))
 
 
-def _bring_packages(packages: Packages, cache: Cache, tell: Tell) -> None:
+def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[str]) -> None:
     """Bring the worker's packages: pip asks the user's index for all that are missing, and the mirrors have the rest."""
     missing = [file for file in packages.wheels if not cache.has(file.digest, file.size)]
     if not missing:
@@ -191,7 +203,7 @@ def _bring_packages(packages: Packages, cache: Cache, tell: Tell) -> None:
     if failed and not packages.mirrors:
         raise Unreachable(failed)
     for file in missing:
-        bring(_input(file, [], packages.mirrors), cache, tell)
+        bring(_input(file, [], packages.mirrors), cache, tell, silent)
 
 
 def _requirement(file: File) -> str:
@@ -230,10 +242,9 @@ def _run(values: Mapping[str, str]) -> int:
 COMMAND = Command(
     name="fetch",
     help="Bring the pinned inputs of an image into the cache, from their origin or from a mirror.",
+    # Those of `build`, so that both take the same words.
     keys=(
-        *TARGET_KEYS,
-        Key("model", "A locked model that is to be baked in, org/name."),
-        Key("cache", "Another folder than dist/cache."),
+        *BUILD_KEYS,
         Key("only", "The digest of the one file to bring; empty brings all."),
     ),
     run=_run,

@@ -112,5 +112,7 @@ def _pip(arguments: list[str], environment: Mapping[str, str]) -> None:
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, errors="replace")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"exit code {done.returncode}"]
+        # What follows the first error belongs to it, such as the name and the digests of a wheel that is not the pinned one.
+        first = next((number for number, line in enumerate(lines) if line.startswith("ERROR:")), 0)
+        errors = lines[first:] or [f"exit code {done.returncode}"]
         raise Unreachable(f"pip {arguments[0]}: " + "\n  ".join(errors)[-_LAST_WORDS:])

@@ -60,11 +60,6 @@ class BlobWriter:
         with _disk(self._path):
             os.fsync(self._file.fileno())
             self._path.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +104,11 @@ class Layout:
             blobs.mkdir(parents=True, exist_ok=True)
             for path in [*self.root.glob(_TEMPORARY + "*"), *blobs.glob(_TEMPORARY + "*")]:
                 path.unlink()
-        self._put(self.root / "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+        version, marker = canonical_json({"imageLayoutVersion": "1.0.0"}), self.root / "oci-layout"
+        with _disk(marker):
+            marked = marker.is_file() and marker.read_bytes() == version
+        if not marked:
+            self._put(marker, version)
 
     @contextmanager
     def blob(self) -> Iterator[BlobWriter]:
@@ -133,6 +132,7 @@ class Layout:
         """Make `image` the one that the layout holds, and return its digest."""
         self.put(image.config)
         digest = self.put(image.manifest)
+        _flush_names(self.path(digest).parent)
         descriptor = {"mediaType": MANIFEST_TYPE, "digest": str(digest), "size": len(image.manifest)}
         index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
         self._put(self.root / "index.json", canonical_json(index))
@@ -146,6 +146,17 @@ class Layout:
         with _writing(path.with_name(_TEMPORARY + path.name)) as writer:
             writer.write(data)
             writer.finish(path)
+        _flush_names(path.parent)
+
+
+def _flush_names(folder: Path) -> None:
+    """Bring the names of a folder's files to the disk, as they are now."""
+    with _disk(folder / "index.json"):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

@@ -22,11 +22,12 @@ Tell = Callable[[str], None]
 def load(image: Pushable, name: str, mirrors: Iterable[str] = (), tell: Tell = print) -> None:
     """Let the Docker that DOCKER_HOST names, or else the usual one, have the image as `name`.
 
-    The whole image lies on this disk meanwhile, in a folder beside the layout.
+    A name without a tag gets Docker's own default, latest. The whole image lies on this disk meanwhile, in a folder beside the layout.
 
     Raises:
         Unreachable: when no registry has the base, or Docker does not answer.
     """
+    name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     host = os.environ.get("DOCKER_HOST", "")
     with tempfile.TemporaryDirectory(prefix="load-", dir=image.layout.parent) as folder:
         blobs = Path(folder) / "blobs" / "sha256"

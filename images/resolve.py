@@ -92,6 +92,8 @@ def resolve_wheel(target: Target, cache: Cache, tell: Tell = print) -> EngineWhe
     url = wheel_address(target.wheels.index, _PROJECT, target.release, target.python)
     with ask(url) as answer:
         size = int(answer.headers.get("Content-Length") or 0)
+    if not size:
+        raise Unreachable(f"{url}: the server does not tell how long the wheel is; use another index, or a mirror of it")
     name = unquote(PurePosixPath(urlsplit(url).path).name)
     digest = pin(on_web(url), size, cache, tell)
     tell(f"{name}: {digest}, {size / 1e9:.2f} GB")

@@ -60,7 +60,7 @@ def _in_layer(repository: Repository, layer: Layer, folder: str, hidden: set[str
                 hides.add(f"{parent}/")
             elif leaf.startswith(_WHITEOUT):
                 hides.add(f"{parent}/{leaf.removeprefix(_WHITEOUT)}")
-            elif _is_record(name, folder) and not _is_hidden(parent, hidden):
+            elif _is_record(name, folder) and not _is_hidden(name, hidden):
                 return (_read(name, member, tar, folder),)
     except Unreachable:
         raise

@@ -26,17 +26,19 @@ small, so it is written here in full, after POSIX.1-1988 (ustar) and POSIX.1-200
  5. A path of ASCII that fits name, or prefix and name when split at its last possible /, has no PAX record. Any other path, and a size of
     8 GiB or more, has one, with nothing else in it: records "LENGTH key=value\n", path before size.
  6. Content is padded with NULs to the next 512 bytes; two blocks of NULs end the file, and nothing follows.
- 7. Content is read and written in pieces of at most CHUNK bytes, so memory does not grow with it; what is read is hashed, and an entry
-    whose size or digest is not the pinned one stops the writing with its name.
+ 7. Content is read and written in pieces of at most CHUNK bytes, so memory does not grow with it; what is read is hashed, large files in
+    another thread, and an entry whose size or digest is not the pinned one stops the writing with its name.
  8. Nothing is compressed: no two versions of a compressor agree, and weights do not shrink. So a layer's digest is its diff_id.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
-from images.digest import read_chunks
+from images.digest import CHUNK
 from images.entries import Entry, ordered
 from images.errors import FETCH_AGAIN, BadSource, DigestMismatch
 
@@ -49,6 +51,9 @@ _BLOCK = 512
 _LARGEST = 8**11
 """Sizes from here on do not fit the header's eleven octal digits."""
 
+_BEHIND = 4
+"""Pieces that wait for the thread which hashes them: it need not keep step with each piece's way to the disk."""
+
 Write = Callable[[bytes | memoryview], object]
 
 
@@ -59,11 +64,12 @@ def write_tar(entries: Iterable[Entry], write: Write, source: str) -> None:
         UnsafePath: when the paths cannot stand in one layer (`entries.ordered`).
         DigestMismatch, BadSource: when a content is not what was pinned; what was written so far is then worth nothing.
     """
-    for entry in ordered(entries, source):
-        write(header(entry))
-        if entry.open is not None:
-            _copy(entry, write)
-            write(bytes(-entry.size % _BLOCK))
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        for entry in ordered(entries, source):
+            write(header(entry))
+            if entry.open is not None:
+                _copy(entry, write, beside)
+                write(bytes(-entry.size % _BLOCK))
     write(bytes(2 * _BLOCK))
 
 
@@ -115,17 +121,22 @@ def _record(key: bytes, value: bytes) -> bytes:
     return b"%d %s=%s\n" % (length, key, value)
 
 
-def _copy(entry: Entry, write: Write) -> None:
-    """Write the content of an entry, and see that it is the pinned one."""
+def _copy(entry: Entry, write: Write, beside: Executor) -> None:
+    """Write the content of an entry, and see that it is the pinned one; `beside` hashes what is more than one piece."""
     assert entry.open is not None  # noqa: S101  # for the type checker: a folder has no content
     sha, size = hashlib.sha256(), 0
+    behind: deque[Future[None]] = deque()
     with entry.open() as stream:
-        for piece in read_chunks(stream):
-            size += len(piece)
-            if size > entry.size:
-                break
-            sha.update(piece)
+        while (piece := stream.read(CHUNK)) and (size := size + len(piece)) <= entry.size:
+            if entry.size <= CHUNK:
+                sha.update(piece)
+            else:
+                behind.append(beside.submit(sha.update, piece))
+            if len(behind) > _BEHIND:
+                behind.popleft().result()
             write(piece)
+    for hashed in behind:
+        hashed.result()
     what = f"{entry.source or 'the builder'}: {entry.path}"
     if size != entry.size:
         raise BadSource(f"{what}: got {'more' if size > entry.size else size} bytes, expected {entry.size}; {FETCH_AGAIN}")

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from images.errors import Unreachable
 
-__all__ = ["PAUSES", "Answer", "Refused", "Rest", "ask", "is_loopback"]
+__all__ = ["PAUSES", "Answer", "Refused", "Rest", "Silent", "ask", "is_loopback"]
 
 Answer = http.client.HTTPResponse
 
-PAUSES = (0.5, 2.0, 5.0)
+PAUSES = (0.5, 1.0, 3.0)
 """Seconds to wait before the second, third and fourth try of something that a server failed to do."""
 
 _TIMEOUT = 60
@@ -32,6 +32,10 @@ class Refused(Unreachable):
         super().__init__(message)
 
 
+class Silent(Unreachable):
+    """A server did not answer at all."""
+
+
 def ask(
     url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, secret: Mapping[str, str] | None = None, offset: int = 0
 ) -> Answer:
@@ -42,7 +46,7 @@ def ask(
 
     Raises:
         Refused: when the server answered with an error.
-        Unreachable: when it did not answer at all, after four tries.
+        Silent: when it did not answer at all, after four tries.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise Unreachable(f"{_shown(url)}: expected an address that begins with https:// or http://")
@@ -68,9 +72,7 @@ def ask(
             return answer
         if pause is not None:
             time.sleep(pause)
-    raise Unreachable(
-        f"{method} {_shown(url)}: no answer: {getattr(reason, 'reason', reason)}; check the address and the network"
-    ) from reason
+    raise Silent(f"{method} {_shown(url)}: no answer: {getattr(reason, 'reason', reason)}; check the address and the network") from reason
 
 
 class Rest(io.RawIOBase):

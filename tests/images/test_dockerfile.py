@@ -1,0 +1,109 @@
+"""The image that docker build makes of .runpod/Dockerfile holds the same files as the one that is built without Docker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ci.hosts.dockerd import Docker
+from ci.hosts.shared import Hosts
+from images.cache import Cache
+from images.index import download_wheels, locked_requirements
+from images.lock import read_lock
+from tests.images.made import ROOT, Made, succeed
+from tests.images.vendor.index import WheelIndex
+from tests.images.vendor.vendor import Vendor
+
+pytestmark = pytest.mark.timeout(600)
+
+_DOCKERS_OWN = (".dockerenv", "dev/", "proc/", "sys/", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab")
+
+
+@contextmanager
+def index_of_everything(made: Made, folder: Path) -> Iterator[str]:
+    """Serve what the build asks its index for, from what was fetched before: the worker's packages, and the builder's own."""
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True)
+    for packages in read_lock(made.lock).packages:
+        for file in packages.wheels:
+            shutil.copyfile(Cache().path(file.digest), wheels / file.name)
+    text = (ROOT / "images" / "requirements.lock").read_text(encoding="utf-8")
+    missing = [
+        line for line in locked_requirements(text, "3.11") if not list(wheels.glob(line.partition("==")[0].replace("-", "_") + "-*"))
+    ]
+    kept = ROOT / "dist" / f"ci-wheels-{hashlib.sha256(repr(missing).encode()).hexdigest()[:12]}"
+    if not kept.exists():
+        half = folder / "half"
+        half.mkdir()
+        download_wheels(missing, half, "3.11")
+        shutil.move(half, kept)
+    for path in [*wheels.iterdir(), *kept.iterdir()]:
+        project = folder / "simple" / path.name.partition("-")[0].lower().replace("_", "-").replace(".", "-")
+        project.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, project / path.name)
+    with WheelIndex(folder / "simple") as index:
+        yield index.url
+
+
+def tree(docker: Docker, image: str, path: Path) -> dict[str, tuple[object, ...]]:
+    """Return kind, mode, owner and content of everything in an image, by path."""
+    container = docker("create", image).strip().rpartition("\n")[2]
+    docker("export", "--output", str(path), container)
+    docker("rm", container)
+    found: dict[str, tuple[object, ...]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isreg() else None
+            digest = hashlib.sha256(content.read()).hexdigest() if content else ""
+            if not member.name.startswith(_DOCKERS_OWN):
+                found[member.name.strip("/")] = (member.type, oct(member.mode), member.uid, member.gid, member.linkname, digest)
+    path.unlink()
+    return found
+
+
+def test_both_ways_of_building_give_the_same_files(made: Made, vendor: Vendor, hosts: Hosts, tmp_path: Path) -> None:
+    """For sm86, where the engine is replaced too; the image for sm80 is made of the other layers alone."""
+    context = tmp_path / "context"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("handler", "images", ".runpod"):
+        shutil.copytree(ROOT / name, context / name, ignore=ignored)
+    for name in ("pyproject.toml", ".dockerignore"):
+        shutil.copyfile(ROOT / name, context / name)
+    (context / "images" / "releases.toml").write_bytes(vendor.releases.read_bytes())
+    docker = hosts.docker
+    with index_of_everything(made, tmp_path) as index:
+        arguments = {
+            "BASE": vendor.base,
+            "ARCH": "sm86",
+            "ARCHITECTURES": "86,89",
+            "PYTHON": "/usr/bin/python3.11",
+            "PIP_INDEX_URL": index,
+        }
+        given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        # The index is on this machine's loopback, as the miniature's own is.
+        docker("build", "--network=host", "--tag=by-docker", "--file", str(context / ".runpod" / "Dockerfile"), *given, str(context))
+    lock = tmp_path / "lock.json"
+    lock.write_bytes(made.lock.read_bytes())
+    words = ("arch=sm86", f"lock={lock}", f"out={tmp_path / 'out'}", f"cache={Cache().root}")
+    build = [sys.executable, "-m", "images", "build", *words]
+    subprocess.run(build, cwd=context, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, check=True, capture_output=True)
+    succeed("load", *words, "as=by-us", DOCKER_HOST=hosts.docker_host)
+    by_docker, by_us = tree(docker, "by-docker", tmp_path / "1.tar"), tree(docker, "by-us", tmp_path / "2.tar")
+    assert sorted(set(by_docker) - set(by_us)) == []
+    assert sorted(set(by_us) - set(by_docker)) == []
+    assert {path: (by_docker[path], by_us[path]) for path in by_us if by_docker[path] != by_us[path]} == {}
+    configs = [json.loads(docker("inspect", "--format", "{{json .Config}}", name)) for name in ("by-docker", "by-us")]
+    environments = [sorted(config["Env"]) for config in configs]
+    assert environments[0] == environments[1]
+    assert [config["WorkingDir"] for config in configs] == ["/worker", "/worker"]
+    assert [config["Entrypoint"][1:] + (config.get("Cmd") or []) for config in configs] == [["-I", "-S", "-B", "/worker/lib"]] * 2
