@@ -1,6 +1,6 @@
 """The worker: from the start of the container to the last byte of an answer, in ten steps.
 
- 1. `__main__`    reads the environment once and composes what follows; it alone ends the process.
+ 1. `__main__`    reads the environment once, has `early` start the engine's interpreter, and `compose` puts together what follows.
  2. `settings`    turns `variables` and the baked file into frozen values, or lists every mistake.
  3. `models`      finds the weights: a directory, the image, a cache, a volume or a download (`weights/` does the work).
  4. `engines`     chooses the engine (`fastdeploy/`, or `cpu/`) after `preflight` has looked whether it can run here at all;
@@ -17,9 +17,9 @@
 
 `cpu/` is an engine of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
 
-Imports point upwards in this order; a file may import those before it: errors, variables, settings, job, sse, batching, native, dialect,
-logs, launch, processes, lifecycle, ledger, fastdeploy, weights, models, gpus, memory, preflight, engine, engines, proxy, metrics, health,
-backoff, delivery, taking, sdk, serverless, limits, body, web, local, __main__.
+Imports point upwards in this order; a file may import those before it: early, errors, variables, settings, job, sse, batching, native,
+dialect, logs, launch, processes, lifecycle, ledger, fastdeploy, weights, models, gpus, memory, preflight, engine, engines, proxy, metrics,
+health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shlex
 import signal
 import socket
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from handler.early import Waiting, engine_environment, new_mark, start_process
 from handler.errors import InvalidSettings
 from handler.logs import Tail
 from handler.settings import EngineSettings
@@ -29,12 +29,9 @@ if TYPE_CHECKING:
     from handler.dialect import Exchange
     from handler.job import Request
 
-__all__ = ["MARK", "Child", "CpuEngine", "Engine", "Launcher", "engine_environment", "free_ports"]
+__all__ = ["Child", "CpuEngine", "Engine", "Launcher", "free_ports"]
 
 log = logging.getLogger(__name__)
-
-MARK = "WORKER_ENGINE"
-"""The variable that marks the engine's processes, wherever they go: the worker's process id, a dash, and a word unique to one start."""
 
 
 class Engine(Protocol):
@@ -101,22 +98,6 @@ class CpuEngine:
         """It leaves nothing."""
 
 
-_SECRETS = re.compile(r"SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_)(?:TOKEN|KEY)$")
-
-
-def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the worker's environment without what the engine, or code in a checkpoint, has no business with.
-
-    RUNPOD_AI_API_KEY takes jobs in the endpoint's name, and hub tokens read private repositories. Empty FD_ switches go too: FastDeploy
-    reads them with int().
-    """
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith("RUNPOD_") and not _SECRETS.search(name.upper()) and (value or not name.startswith("FD_"))
-    }
-
-
 @dataclass(slots=True, kw_only=True)
 class Child:
     """One start of an engine. As a context manager it is left when the process has ended, or is to end now."""
@@ -137,10 +118,10 @@ class Child:
 
 
 class Launcher:
-    """Starts one engine, again on every call of `start`, on a port that stays the same."""
+    """Starts one engine, on every call of `start` anew and on the same port; the first time in an interpreter that waits, if any."""
 
-    def __init__(self, engine: Engine, environment: Mapping[str, str]) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, environment: Mapping[str, str], waiting: Waiting | None = None) -> None:
+        self.engine, self._waiting = engine, waiting
         self._environment = engine_environment(environment) | engine.variables()
         [self._port] = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}"
@@ -155,22 +136,16 @@ class Launcher:
         tail = self.engine.log_files()
         if tail:
             tail.skip()
-        argv, mark = self.engine.command(self._port), f"{os.getpid()}-{os.urandom(16).hex()}"
+        argv = self.engine.command(self._port)
         self.starts += 1
         log.info("starting the %s engine: %s", self.engine.name, shlex.join(argv))
+        if self._waiting and self._waiting.serve(argv, self._environment):
+            return Child(process=self._waiting.process, mark=self._waiting.mark, tail=tail)
+        mark = new_mark()
         try:
-            # Not asyncio's own: its wait() waits for the end of the output too, which an orphan of the engine holds open.
-            process = subprocess.Popen(  # noqa: S603  # starting takes a millisecond
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self._environment | {MARK: mark},
-                start_new_session=True,
-            )
+            return Child(process=start_process(argv, self._environment, mark), mark=mark, tail=tail)
         except OSError as error:
             raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
-        return Child(process=process, mark=mark, tail=tail)
 
 
 def free_ports(count: int) -> list[int]:

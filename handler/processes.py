@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from handler.launch import MARK
+from handler.early import MARK
 
 __all__ = ["Family", "Work"]
 

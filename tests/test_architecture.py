@@ -59,7 +59,7 @@ def test_nothing_of_the_worker_imports_the_cpu_engine() -> None:
     ("dangerous", "importers"),
     [
         ("runpod", {"sdk"}),
-        ("subprocess", {"launch", "gpus", "installed", "describe"}),
+        ("subprocess", {"early", "launch", "gpus", "installed", "describe"}),
         ("huggingface_hub", {"models", "hub", "receive"}),
         ("psutil", {"processes", "readahead"}),
         ("aiohttp", {"engine", "proxy", "delivery", "health", "taking", "web"}),

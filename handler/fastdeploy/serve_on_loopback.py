@@ -1,6 +1,7 @@
 """Run FastDeploy's OpenAI server so that no socket it opens from Python listens beyond loopback.
 
-Run by the interpreter that has FastDeploy, with the server's own flags. `--host` reaches only the HTTP server: the queues between engine,
+Run by the interpreter that has FastDeploy, with the server's own flags, or with `--wait`: then they come on standard input, up to its end,
+as `{"arguments": [...], "environment": {...}}` (handler/early.py). `--host` reaches only the HTTP server: the queues between engine,
 workers and cache managers bind 0.0.0.0 whatever the flags say, and speak pickle under a key that stands in the source, so that whoever
 reaches such a port runs code here. They are opened by this process and its forks, and their clients connect to 0.0.0.0, which is loopback.
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import json
 import os
 import runpy
 import select
@@ -28,6 +31,8 @@ _PR_SET_PDEATHSIG = 1
 """linux/prctl.h."""
 _MARK = "WORKER_ENGINE"
 """The variable by which the worker knows its engine's processes: its own process id, a dash, and a random word (handler/launch.py)."""
+_NEEDED_ANYWAY = ("asyncio", "email.message", "http.client", "logging.handlers", "multiprocessing", "ssl", "subprocess", "uuid")
+"""Modules of the standard library that every HTTP server imports."""
 _PATIENCE = 5.0
 """Seconds that killing them may take."""
 
@@ -84,8 +89,26 @@ def _marked(mark: str, session: int) -> list[int]:
     return found
 
 
+def _wait_for_flags() -> None:
+    """Import what any server needs, then wait for a line with the flags and the environment; end if none comes."""
+    for name in _NEEDED_ANYWAY:
+        importlib.import_module(name)
+    told = sys.stdin.buffer.read()
+    if not told:
+        sys.exit(0)  # noqa: TID251  # a program of its own
+    start = json.loads(told)
+    sys.argv[1:] = start["arguments"]
+    os.environ.clear()  # noqa: TID251
+    os.environ.update(start["environment"])  # noqa: TID251
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
 if __name__ == "__main__":
     _end_with_parent()
+    if sys.argv[1:] == ["--wait"]:
+        _wait_for_flags()
     if _MARK in os.environ:  # noqa: TID251
         _watch_worker(os.environ[_MARK])  # noqa: TID251
     socket.socket.bind = _bind_on_loopback  # type: ignore[method-assign, assignment, unused-ignore]

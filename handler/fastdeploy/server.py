@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from handler.early import SERVER
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import collect_flags, collect_variables, flag_table, range_problem, to_argv
 from handler.fastdeploy.model_config import head_counts, is_misread, language_part, layout_problems, longest_context
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from handler.job import Request
 
 __all__ = ["FastDeployEngine", "Gpu", "Host", "prepare"]
-
-_SCRIPTS = Path(__file__).parent
 
 USUAL_LENGTH = 2048
 """FastDeploy's own default for --max-model-len."""
@@ -71,7 +70,7 @@ class FastDeployEngine:
     def command(self, port: int) -> list[str]:
         """Return the argv that serves on 127.0.0.1:`port`, its other ports pinned to free ones."""
         values = {**self._ports(port), **self.values, "host": "127.0.0.1", "port": port}
-        return [self.python, str(_SCRIPTS / "serve_on_loopback.py"), *to_argv(values, flag_table(self.release))]
+        return [self.python, SERVER, *to_argv(values, flag_table(self.release))]
 
     def variables(self) -> dict[str, str]:
         """Return what the engine's environment needs beside the worker's own."""

@@ -97,8 +97,10 @@ class Worker:
 
     def engine(self) -> psutil.Process:
         """Its engine's process."""
-        port = self.engine_url.rpartition(":")[2]
-        return next(child for child in psutil.Process(self.process.pid).children() if port in child.cmdline())
+        engines = ("serve_on_loopback.py", "handler.cpu")
+        return next(
+            child for child in psutil.Process(self.process.pid).children() if any(name in " ".join(child.cmdline()) for name in engines)
+        )
 
     def remember_family(self) -> None:
         """Note every process it has now, to look for later."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from handler.launch import MARK
+from handler.early import MARK
 from handler.logs import Tail
 from handler.processes import Family
 

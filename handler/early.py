@@ -1,0 +1,96 @@
+"""Start the engine's interpreter before anything else is imported: what it shall serve, and how, is found out while it starts.
+
+Only where the environment says that FastDeploy is the engine, as GPU images do. The interpreter runs fastdeploy/serve_on_loopback.py,
+which imports what every server needs and waits for its flags on standard input; if none come, because the start is hopeless or another
+interpreter is wanted, it ends. Nothing of FastDeploy is imported before: that reads variables which are not known yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess  # noqa: TID251
+from collections.abc import Mapping, Sequence
+
+__all__ = ["ENGINE_PYTHON", "MARK", "SERVER", "Waiting", "engine_environment", "new_mark", "start_early", "start_process"]
+
+MARK = "WORKER_ENGINE"
+"""The variable that marks the engine's processes, wherever they go: the worker's process id, a dash, and a word unique to one start."""
+
+ENGINE_PYTHON = "python3"
+"""The interpreter that has FastDeploy, where ENGINE_PYTHON does not name another."""
+
+SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fastdeploy", "serve_on_loopback.py")  # noqa: PTH100, PTH118, PTH120  # pathlib is slow to import
+"""The program that serves FastDeploy."""
+
+_SECRETS = re.compile(r"SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_)(?:TOKEN|KEY)$")
+
+
+def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the worker's environment without what the engine, or code in a checkpoint, has no business with.
+
+    RUNPOD_AI_API_KEY takes jobs in the endpoint's name, and hub tokens read private repositories. Empty FD_ switches go too: FastDeploy
+    reads them with int().
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("RUNPOD_") and not _SECRETS.search(name.upper()) and (value or not name.startswith("FD_"))
+    }
+
+
+def start_process(
+    argv: Sequence[str], environment: Mapping[str, str], mark: str, *, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a process that leads a session of its own and writes into one pipe; raises OSError when it cannot be run."""
+    # Not asyncio's own: its wait() waits for the end of the output too, which an orphan of the engine holds open.
+    return subprocess.Popen(  # noqa: S603  # the operator's own interpreter
+        argv,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**environment, MARK: mark},
+        start_new_session=True,
+    )
+
+
+class Waiting:
+    """An interpreter that waits for its flags, as a context manager: leaving ends it unless it got them."""
+
+    def __init__(self, interpreter: str, environment: Mapping[str, str], mark: str) -> None:
+        self.argv, self.mark, self._serves = [interpreter, SERVER], mark, False
+        self.process = start_process([*self.argv, "--wait"], engine_environment(environment), mark, stdin=subprocess.PIPE)
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._serves:
+            self.process.kill()
+            self.process.communicate()
+
+    def serve(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Give it its flags and its whole environment; return whether it was waiting for just this program, and took them."""
+        if list(argv[:2]) != self.argv or self._serves or not self.process.stdin:
+            return False
+        told = {"arguments": list(argv[2:]), "environment": {**environment, MARK: self.mark}}
+        with contextlib.suppress(OSError), self.process.stdin as pipe:
+            pipe.write(json.dumps(told).encode())
+            self._serves = True
+        return self._serves
+
+
+def new_mark() -> str:
+    """Return the mark of a new start."""
+    return f"{os.getpid()}-{os.urandom(16).hex()}"
+
+
+def start_early(environment: Mapping[str, str]) -> contextlib.AbstractContextManager[Waiting | None]:
+    """Start FastDeploy's interpreter if the environment says that there is one; whatever is wrong with it is found later."""
+    if environment.get("ENGINE", "").strip().lower() == "fastdeploy":
+        interpreter = environment.get("ENGINE_PYTHON", "").strip() or ENGINE_PYTHON
+        with contextlib.suppress(OSError):
+            return Waiting(interpreter, environment, new_mark())
+    return contextlib.nullcontext()
