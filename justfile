@@ -44,7 +44,7 @@ parity:
     ci/demo_model/install.sh
     .venv-torch/bin/python -m ci.parity.compare
 
-# Measure: bench cpu | bench start
+# Measure: bench cpu | images | readahead | soak | start | stream | trials [KEY=VALUE ...]
 [group('check')]
 bench name *arguments: _tools
     @shift; {{python}} -m ci.bench.{{name}} "$@"

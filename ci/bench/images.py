@@ -1,0 +1,299 @@
+"""How fast images are made and pushed, against Docker in the same run: `ci/just bench images [gib=2] [rounds=3] [edits=5]`.
+
+Baking: shards of 1 GiB each, `gib` of them, become layers of an image whose other layers are there already. Beside it, in changing order:
+`sha256sum` of the same files; `dd` that copies them and waits for the disk, which is what this disk can do; Python's hashlib; and
+`docker build` with COPY. The files are in the page cache, as after a fetch. Our build has flushed every byte to the disk when it ends;
+sha256sum writes nothing, and Docker flushes nothing. Ratios are medians of the rounds' own ratios.
+
+Edit: one line is added to a file of the worker, then the image is built and pushed, with our two commands and with `docker build` (the
+classic builder, which is all that the engine has of its own) and `docker push` of a Dockerfile that puts the same files into the same
+places above the same base. All caches are warm. Sent is what the registry holds more than before, manifest and config included.
+
+Needs root for a Docker Engine of its own, and about eight times `gib` on the disk under dist/. The exit code is 1 when a target was missed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.hosts.base import PYTHON
+from ci.hosts.shared import Hosts, hosts
+from images.digest import Digest, file_digest
+from images.lock import Lock, Model, ModelFile, read_lock, write_lock
+from tests.images.made import ROOT, seed_lock, succeed
+
+NUMBERS = {"gib": 2, "rounds": 3, "edits": 5}
+GIB = 1 << 30
+EDITED = Path("handler") / "job.py"
+TARGETS = {"seconds": 1.0, "sent": 100e3, "faster": 20.0, "sha256sum": 0.7, "memory": 1.1}
+"""At most so many seconds and bytes for an edit; at least so much faster than Docker; at least so much of sha256sum's speed; at most so
+much more memory for all shards than for one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shop:
+    """Where the images are made: a copy of the builder and the worker, whose files may be edited, and tables of its own."""
+
+    hosts: Hosts
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        """The copy."""
+        return self.folder / "tree"
+
+    @property
+    def lock(self) -> Path:
+        """The lock file."""
+        return self.folder / "lock.json"
+
+    @property
+    def shards(self) -> Path:
+        """The cache's files by their digests."""
+        return self.folder / "cache" / "sha256"
+
+    def images(self, command: str, out: str, *words: str) -> list[str]:
+        """Return a command of the image builder."""
+        tables = [f"releases={self.folder / 'releases.toml'}", f"lock={self.lock}", f"cache={self.folder / 'cache'}"]
+        return [sys.executable, "-m", "images", command, "arch=cpu", f"out={self.folder / out}", *tables, *words]
+
+    def spend(self, *command: str) -> float:
+        """Run a command from the copy and return its seconds; it must succeed."""
+        started = time.monotonic()
+        environment = {name: value for name, value in self.hosts.docker.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
+        done = subprocess.run(command, cwd=self.tree, env=environment, capture_output=True, text=True, check=False)
+        seconds = time.monotonic() - started
+        if done.returncode:
+            sys.exit(f"bench images: {' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return seconds
+
+    def stored(self) -> int:
+        """Return how many bytes of blobs the registry holds, manifests included."""
+        return sum(path.stat().st_size for path in Path(self.hosts.folder, "registry/blobs/docker/registry/v2/blobs").rglob("data"))
+
+
+def prepare(hosts: Hosts, folder: Path, gib: int) -> Shop:
+    """Copy the tree, lock the image without a GPU on CI's base, make the shards, and build and push all of it once without them."""
+    shop = Shop(hosts=hosts, folder=folder)
+    for name in ("handler", "images"):
+        shutil.copytree(ROOT / name, shop.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", shop.tree)
+    table = (ROOT / "images" / "releases.toml").read_text(encoding="utf-8").partition("[cpu]")[0]
+    site = f"/usr/local/lib/python{PYTHON}/dist-packages"
+    places = {"base": hosts.base, "python": PYTHON, "interpreter": f"/usr/bin/python{PYTHON}", "site_packages": site}
+    table += "[cpu]\n" + "".join(f'{name} = "{value}"\n' for name, value in places.items())
+    (folder / "releases.toml").write_text(table, encoding="utf-8")
+    seed_lock(shop.lock)
+    for command in ("lock", "fetch"):
+        succeed(command, "arch=cpu", f"releases={folder / 'releases.toml'}", f"lock={shop.lock}")
+    shop.shards.mkdir(parents=True)
+    lock = read_lock(shop.lock)
+    for wheel in (wheel for packages in lock.packages if packages.engine == "cpu" for wheel in packages.wheels):
+        (shop.shards / wheel.digest.hex).hardlink_to(ROOT / "dist" / "cache" / "sha256" / wheel.digest.hex)
+    write_lock(shop.lock, lock.having(*make_models(shop.shards, gib)))
+    shop.spend(*shop.images("build", "bare"))
+    return shop
+
+
+def make_models(cache: Path, gib: int) -> list[Model]:
+    """Put random shards into the cache; bench/N is a model of the first N of them."""
+    config = b"{}\n"
+    (cache / Digest.of(config).hex).write_bytes(config)
+    files = [ModelFile(path="config.json", size=len(config), digest=Digest.of(config))]
+    models = []
+    for number in range(1, gib + 1):
+        half = cache / "half"
+        with half.open("wb") as file:
+            for _ in range(GIB >> 20):
+                file.write(os.urandom(1 << 20))
+        digest, size = file_digest(half)
+        half.rename(cache / digest.hex)
+        files.append(ModelFile(path=f"model-{number:05}.safetensors", size=size, digest=digest))
+        models.append(Model(repository=f"bench/{number}", revision="main", commit="0" * 40, files=tuple(files)))
+    return models
+
+
+def dockerfile(shop: Shop, model: Model | None) -> Path:
+    """Make the folder of a Dockerfile that puts the same files into the same places, and return it."""
+    context = shop.folder / f"context-{len(model.files) if model else 0}"
+    context.mkdir()
+    blobs = shop.folder / "bare" / "blobs" / "sha256"
+    [entry] = json.loads((shop.folder / "bare" / "index.json").read_bytes())["manifests"]
+    layers = json.loads((blobs / Digest.parse(entry["digest"]).hex).read_bytes())["layers"]
+    for path in (blobs / Digest.parse(layer["digest"]).hex for layer in layers):
+        if path.exists():  # the base's are in the registry
+            with tarfile.open(path) as tar:
+                tar.extractall(context / "packages", filter="data")
+    (context / "packages" / "worker" / "lib" / "handler").rename(context / "handler")
+    (context / "models").mkdir()
+    for file in model.files if model else ():
+        (context / "models" / file.path).hardlink_to(shop.shards / file.digest.hex)
+    text = [
+        f"FROM {shop.hosts.base}",
+        "COPY packages/ /",
+        "LABEL round=0",
+        "COPY models/ /models/",
+        "COPY handler/ /worker/lib/handler/",
+        "WORKDIR /worker",
+        f'ENTRYPOINT ["/usr/bin/python{PYTHON}", "-I", "-S", "-B", "/worker/lib"]',
+    ]
+    (context / "Dockerfile").write_text("\n".join(text) + "\n", encoding="utf-8")
+    return context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """Medians of one way to bring an edit into a registry: seconds, and bytes that it sent."""
+
+    build: float
+    push: float
+    sent: float
+
+
+def edit(shop: Shop, model: Model | None, edits: int) -> tuple[Edit, Edit]:
+    """Measure both ways in turn, ours first, after one round that is not counted."""
+    context = dockerfile(shop, model)
+    image = f"{shop.hosts.registry}/bench/{context.name}"
+    words = [f"model={model.repository}"] if model else []
+    rows: list[tuple[list[float], list[float]]] = []
+    for number in range(edits + 1):
+        for handler in (shop.tree, context):
+            with (handler / EDITED).open("a", encoding="utf-8") as file:
+                file.write(f"# edit {number}\n")
+        ours, theirs = f"{image}-ours:{number}", f"{image}-docker:{number}"
+        commands = (
+            (shop.images("build", context.name + "-out", *words), shop.images("push", context.name + "-out", f"to={ours}")),
+            (["docker", "build", "--quiet", "--tag", theirs, str(context)], ["docker", "push", "--quiet", theirs]),
+        )
+        rows.append(tuple(_brought(shop, build, push) for build, push in commands))  # type: ignore[arg-type]  # of two, as commands are
+    first, second = ([statistics.median(values) for values in zip(*column, strict=True)] for column in zip(*rows[1:], strict=True))
+    return Edit(build=first[0], push=first[1], sent=first[2]), Edit(build=second[0], push=second[1], sent=second[2])
+
+
+def _brought(shop: Shop, build: Sequence[str], push: Sequence[str]) -> list[float]:
+    before = shop.stored()
+    return [shop.spend(*build), shop.spend(*push), float(shop.stored() - before)]
+
+
+def bake(shop: Shop, model: Model, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every way in every round."""
+    paths = [str(shop.shards / file.digest.hex) for file in model.files]
+    context, number = dockerfile(shop, model), 0
+    hashing = "import hashlib, sys\nfor name in sys.argv[1:]: hashlib.file_digest(open(name, 'rb'), 'sha256')"
+
+    def ours() -> float:
+        return _built(shop, model, lambda command: shop.spend(*command))
+
+    def docker() -> float:
+        nonlocal number
+        number += 1
+        text = (context / "Dockerfile").read_text(encoding="utf-8")
+        (context / "Dockerfile").write_text(text.replace("round=0", f"round={number}"), encoding="utf-8")
+        try:
+            return shop.spend("docker", "build", "--quiet", "--tag", "bench:baked", str(context))
+        finally:
+            (context / "Dockerfile").write_text(text, encoding="utf-8")
+            shop.hosts.docker("rmi", "--force", "bench:baked")
+
+    def copied() -> float:
+        return sum(shop.spend("dd", f"if={path}", f"of={shop.folder / 'copy'}", "bs=1M", "conv=fsync") for path in paths)
+
+    ways: dict[str, Callable[[], float]] = {
+        "ours": ours,
+        "sha256sum": lambda: shop.spend("sha256sum", *paths),
+        "hashlib": lambda: shop.spend(sys.executable, "-c", hashing, *paths),
+        "dd, flushed": copied,
+        "docker build": docker,
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name, way in list(ways.items())[:: -1 if turn % 2 else 1]:
+            os.sync()
+            found[name].append(way())
+    (shop.folder / "copy").unlink()
+    shutil.rmtree(context)
+    return found
+
+
+def memory(shop: Shop, model: Model) -> int:
+    """Return the most bytes that were resident while the model was baked."""
+
+    def watched(command: Sequence[str]) -> float:
+        most = 0
+        with subprocess.Popen(command, cwd=shop.tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                words = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
+                most = max(most, int(words[0]) * 1024 if words else 0)  # a process that has ended says nothing of it
+                time.sleep(0.01)
+        return most
+
+    return int(_built(shop, model, watched))
+
+
+def _built(shop: Shop, model: Model, measure: Callable[[Sequence[str]], float]) -> float:
+    """Measure the command that bakes the model into an image whose other layers are there."""
+    out = shop.folder / "baked"
+    shutil.copytree(shop.folder / "bare", out, copy_function=os.link)
+    try:
+        return measure(shop.images("build", out.name, f"model={model.repository}"))
+    finally:
+        shutil.rmtree(out)
+
+
+def show_bake(model: Model, found: dict[str, list[float]], resident: Sequence[int]) -> Iterable[tuple[str, float, float]]:
+    """Print the table, and yield what has a target: its name, what was found, and the target."""
+    size = sum(file.size for file in model.files)
+    print(f"\n{size / GIB:.0f} GiB baked     seconds   GB/s  of sha256sum's")
+    for name, seconds in found.items():
+        share = statistics.median(theirs / own for own, theirs in zip(seconds, found["sha256sum"], strict=True))
+        print(f"{name:14} {statistics.median(seconds):9.2f} {size / statistics.median(seconds) / 1e9:6.2f} {share:14.2f}x")
+        if name == "ours":
+            yield "share of sha256sum's speed", -share, -TARGETS["sha256sum"]
+    print(f"resident at most: {resident[0] / 1e6:.1f} MB for 1 GiB, {resident[1] / 1e6:.1f} MB for {size / GIB:.0f} GiB")
+    yield "memory for all shards by that for one", resident[1] / resident[0], TARGETS["memory"]
+
+
+def show_edit(what: str, ours: Edit, docker: Edit) -> Iterable[tuple[str, float, float]]:
+    """Print the table, and yield what has a target: its name, what was found, and the target."""
+    print(f"\n{what:28}  build s  push s  both s  KB sent")
+    for name, row in (("ours", ours), ("docker", docker)):
+        print(f"{name:28} {row.build:8.2f} {row.push:7.2f} {row.build + row.push:7.2f} {row.sent / 1000:8.1f}")
+    faster = (docker.build + docker.push) / (ours.build + ours.push)
+    print(f"{'':28} {faster:.1f}x faster")
+    yield f"{what}: seconds", ours.build + ours.push, TARGETS["seconds"]
+    yield f"{what}: bytes sent", ours.sent, TARGETS["sent"]
+    yield f"{what}: times faster", -faster, -TARGETS["faster"]
+
+
+def measure(gib: int, rounds: int, edits: int) -> bool:
+    """Measure, print the tables, and return whether every target was met."""
+    (ROOT / "dist").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-images-", dir=ROOT / "dist") as text, hosts(Path(text) / "hosts") as running:
+        shop = prepare(running, Path(text), gib)
+        lock: Lock = read_lock(shop.lock)
+        one, every = lock.model("bench/1"), lock.model(f"bench/{gib}")
+        bounds = list(show_bake(every, bake(shop, every, rounds), [memory(shop, one), memory(shop, every)]))
+        bounds += show_edit("edit, worker alone", *edit(shop, None, edits))
+        bounds += show_edit(f"edit, {gib} GiB model baked in", *edit(shop, every, edits))
+    missed = [(name, value, bound) for name, value, bound in bounds if value > bound]
+    for name, value, bound in missed:
+        print(f"MISSED: {name}: {abs(value):,.2f}, target {abs(bound):,g}")
+    return not missed
+
+
+if __name__ == "__main__":
+    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    if unknown := [name for name, value in given.items() if name not in NUMBERS or not value.isdecimal() or not int(value)]:
+        sys.exit(f"bench images: {unknown[0]}: expected {', '.join(f'{name}=N' for name in NUMBERS)}")
+    sys.exit(0 if measure(**NUMBERS | {name: int(value) for name, value in given.items()}) else 1)
