@@ -31,15 +31,15 @@ def test_the_stream_bench_prints_its_figures() -> None:
     assert re.search(
         r"^ +3 +100 +20 +[\d.]+ +[\d,]+ +0\.\d{3}(?: +[\d.]+){3}(?: +\d+){3} +[\d.]+ +-?\d+ +\d+", done.stdout, re.MULTILINE
     ), done
-    assert re.search(r"the engine alone, 256 streams of 100 tokens/s: [\d,]+ tokens/s", done.stdout), done
+    assert re.search(r"the engine alone, 3 streams of 100 tokens/s: [\d,]+ tokens/s", done.stdout), done
 
 
 @pytest.mark.timeout(120)
 def test_the_soak_prints_samples_of_both_parts_and_a_verdict() -> None:
-    done = bench("soak", "jobs=60", "minutes=0.05", "together=8")
+    done = bench("soak", "jobs=40", "minutes=0.02", "together=4")
     assert len(re.findall(r"^ +\d+ +\d+ +[\d.]+ +\d+ +\d+ +\d+ +\d+ +\d+$", done.stdout, re.MULTILINE)) > 10, done
-    assert "60 short jobs\n" in done.stdout
-    # Three seconds are all warm-up, so only what is not a trend counts.
+    assert "40 short jobs\n" in done.stdout
+    # All of so short a run is warm-up: only what is not a trend counts.
     assert not [line for line in done.stdout.splitlines() if "expected" in line or "exit code" in line or "Problem" in line], done
 
 
