@@ -4,7 +4,8 @@
  2. `settings`    turns `variables` and the baked file into frozen values, or lists every mistake.
  3. `models`      finds the weights: a directory, the image, a cache, a volume or a download (`weights/` does the work).
  4. `engines`     chooses the engine (`fastdeploy/`, or `cpu/`) after `preflight` has looked whether it can run here at all;
-    `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`).
+    `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`);
+    `departure`   ends it again when the worker is asked to leave before it serves.
  5. `lifecycle`   says which state the worker is in and which moves are legal.
  6. `serverless`  lets the RunPod SDK (`sdk`) take jobs once the engine has answered, by `taking` them without loss and by
     `delivery` of what they give (`web` answers HTTP instead, within its `limits` and after a look at each `body`; `local` one job
@@ -18,8 +19,8 @@
 `cpu/` is an engine of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
 
 Imports point upwards in this order; a file may import those before it: early, errors, variables, settings, job, sse, batching, native,
-dialect, logs, launch, processes, lifecycle, ledger, fastdeploy, weights, models, gpus, memory, preflight, engine, engines, proxy, metrics,
-health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
+dialect, logs, processes, launch, lifecycle, departure, ledger, fastdeploy, weights, models, gpus, memory, preflight, engine, engines,
+proxy, metrics, health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).
 """

@@ -11,11 +11,14 @@ from handler.early import start_early
 
 def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     """Run the worker and return the process's exit code."""
-    with start_early({} if argv[:1] == ["flags"] else environment) as waiting:
-        # Everything else is imported while that interpreter starts.
-        from handler.compose import run
+    try:
+        with start_early({} if argv[:1] == ["flags"] else environment) as waiting:
+            # Everything else is imported while that interpreter starts.
+            from handler.compose import run
 
-        return run(argv, environment, waiting)
+            return run(argv, environment, waiting)
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ python -m handler --input FILE          answers the job in a file
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from handler.departure import Departure
 from handler.early import ENGINE_PYTHON, Waiting
 from handler.engines import choose_engine
 from handler.errors import WorkerError
@@ -32,21 +32,20 @@ def run(argv: list[str], environment: MutableMapping[str, str], waiting: Waiting
     """Run the worker, with an interpreter that waits for the engine's flags if there is one, and return the process's exit code."""
     if argv[:1] == ["flags"]:
         return _check_flags(argv[1:], environment)
-    # A TERM while the engine loads unwinds the stack, and that ends the engine; later the faces own the signal.
-    signal.signal(signal.SIGTERM, _interrupt)
     lifecycle, ledger = Lifecycle(), Ledger()
+    departure = Departure(lifecycle, waiting)
     try:
         settings = read_settings(environment, engine_names=variable_names())
         configure(settings.log_level, platform="RUNPOD_ENDPOINT_ID" in environment)
-        return 0 if _serve(settings, lifecycle, ledger, environment, argv, waiting) and lifecycle.state is not State.DEAD else 1
+        return 0 if _serve(settings, lifecycle, ledger, environment, argv, departure) and lifecycle.state is not State.DEAD else 1
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the answer has left; Python would complain once more at its own end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return 130
+    finally:
+        departure.give_way()
 
 
 def _serve(  # what one start is made of
@@ -55,7 +54,7 @@ def _serve(  # what one start is made of
     ledger: Ledger,
     environment: MutableMapping[str, str],
     argv: list[str],
-    waiting: Waiting | None,
+    departure: Departure,
 ) -> bool:
     """Serve with the face that fits the environment, and return whether it ended well."""
     balanced = environment.get("RUNPOD_ENDPOINT_TYPE") == "LB"
@@ -65,7 +64,7 @@ def _serve(  # what one start is made of
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
     ledger.note("weights found")
-    launcher = Launcher(choose_engine(settings, weights), environment, waiting)
+    launcher = departure.launcher = Launcher(choose_engine(settings, weights), environment, departure.waiting)
     ledger.note("engine chosen")
     with launcher.start() as child:
         ledger.note("engine started")
@@ -129,7 +128,3 @@ def _local_job(argv: list[str]) -> dict[str, Any]:
     if arguments.test_input is None:
         return read_test_job(arguments.input)
     return parse_test_job(arguments.test_input, "--test_input")
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt(number)

@@ -67,6 +67,10 @@ class Waiting:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """End it if it still waits."""
         if not self._serves:
             self.process.kill()
             self.process.communicate()

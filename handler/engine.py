@@ -117,6 +117,7 @@ class EngineProcess:
 
     def _attend(self, child: Child) -> None:
         """Follow one start of the engine."""
+        child.watched = True
         self._stopping, self._process = False, child.process
         self._family = Family(pid=child.process.pid, mark=child.mark)
         self._last: deque[str] = deque(maxlen=LAST_LINES)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
-import signal
 import socket
 import subprocess  # noqa: TID251
 import sys
@@ -100,21 +98,30 @@ class CpuEngine:
 
 @dataclass(slots=True, kw_only=True)
 class Child:
-    """One start of an engine. As a context manager it is left when the process has ended, or is to end now."""
+    """One start of an engine. As a context manager it ends, on leaving, a start that nobody has come to watch."""
 
+    engine: Engine
     process: subprocess.Popen[bytes]
     mark: str
     tail: Tail | None
     """The log files of this start."""
+    watched: bool = False
+    """Whether somebody else sees to its end."""
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:  # nobody came to watch it
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if not self.watched:
+            self.end()
+
+    def end(self) -> None:
+        """End it at once, with all that it started, and clear what it left."""
+        from handler.processes import Family
+
+        Family(pid=self.process.pid, mark=self.mark).kill()
+        self.process.wait()
+        self.engine.clear()
 
 
 class Launcher:
@@ -126,6 +133,8 @@ class Launcher:
         [self._port] = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}"
         self.starts = 0
+        self.last: Child | None = None
+        """The newest start."""
 
     def start(self) -> Child:
         """Start the engine's process; it leads a session of its own, and ends with this process.
@@ -140,12 +149,15 @@ class Launcher:
         self.starts += 1
         log.info("starting the %s engine: %s", self.engine.name, shlex.join(argv))
         if self._waiting and self._waiting.serve(argv, self._environment):
-            return Child(process=self._waiting.process, mark=self._waiting.mark, tail=tail)
-        mark = new_mark()
-        try:
-            return Child(process=start_process(argv, self._environment, mark), mark=mark, tail=tail)
-        except OSError as error:
-            raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
+            process, mark = self._waiting.process, self._waiting.mark
+        else:
+            mark = new_mark()
+            try:
+                process = start_process(argv, self._environment, mark)
+            except OSError as error:
+                raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
+        self.last = Child(engine=self.engine, process=process, mark=mark, tail=tail)
+        return self.last
 
 
 def free_ports(count: int) -> list[int]:

@@ -73,6 +73,8 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self._state, self._lock = State.STARTING, threading.Lock()
+        self.asked_to_leave = False
+        """Set by a signal while the worker starts; Python drops what a signal raises in some places, so whoever takes over looks here."""
 
     @property
     def state(self) -> State:

@@ -166,7 +166,7 @@ class _Loop:
         self._room = asyncio.Event()
         async with AsyncClientSession() as session, Taker(session.headers, rp_job._job_get_url) as self._taker, self.work.proxy:  # noqa: SLF001
             self._loop = asyncio.get_running_loop()
-            if self._asked_to_leave:
+            if self._asked_to_leave or self.work.lifecycle.asked_to_leave:
                 self.kill_worker()
             beside = [asyncio.ensure_future(task) for task in (self.monitor_stop_signals(session), self._leave_when_engine_died())]
             try:

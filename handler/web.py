@@ -200,6 +200,8 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if lifecycle.asked_to_leave:
+        stop()
     port = settings.port or DEFAULT_PORT
     async with MeteredProxy(engine, settings.limits, metrics) as proxy, contextlib.AsyncExitStack() as ports:
         await ports.enter_async_context(listening(Face(proxy, settings, lifecycle, metrics, gate).application(), "PORT", port))
