@@ -10,8 +10,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, ValidationError
 
 from handler.errors import EngineRejected
-from handler.fastdeploy.rules import Rules
 from handler.fastdeploy.repairs import RULES, Facts, Repairer, facts_of, with_usage
+from handler.fastdeploy.rules import Rules
 from handler.job import CHAT, COMPLETIONS
 from handler.sse import data_of, is_done
 from tests.fastdeploy.recorded import ANSWERED, RELEASES, STREAMS, WHOLE, Exchange, named
