@@ -73,17 +73,23 @@ class Waiting:
         """End it if it still waits."""
         if not self._serves:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            for pipe in filter(None, (self.process.stdin, self.process.stdout)):
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
     def serve(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Give it its flags and its whole environment; return whether it was waiting for just this program, and took them."""
-        if list(argv[:2]) != self.argv or self._serves or not self.process.stdin:
+        if list(argv[:2]) != self.argv or not self.process.stdin or self.process.stdin.closed:
             return False
         told = {"arguments": list(argv[2:]), "environment": {**environment, MARK: self.mark}}
-        with contextlib.suppress(OSError), self.process.stdin as pipe:
-            pipe.write(json.dumps(told).encode())
-            self._serves = True
-        return self._serves
+        try:
+            with self.process.stdin as pipe:
+                pipe.write(json.dumps(told).encode())
+        except OSError:  # it has ended
+            return False
+        self._serves = True
+        return True
 
 
 def new_mark() -> str:

@@ -75,6 +75,13 @@ def test_another_interpreter_than_the_one_that_waits_is_not_told() -> None:
     assert waiting.process.returncode is not None
 
 
+def test_an_interpreter_that_has_ended_is_not_taken_for_one_that_serves() -> None:
+    with Waiting("false", os.environ, new_mark()) as waiting:
+        waiting.process.wait()
+        for _ in range(2):
+            assert not waiting.serve([*waiting.argv, "--port", "1"], os.environ)
+
+
 @pytest.mark.parametrize(
     "environment", [{}, {"ENGINE": "cpu"}, {"ENGINE": "auto"}, {"ENGINE": "fastdeploy", "ENGINE_PYTHON": "/nowhere/python"}]
 )

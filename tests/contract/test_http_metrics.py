@@ -104,7 +104,9 @@ async def test_a_request_without_an_answer_yet_is_seen_to_wait() -> None:
             asked = asyncio.create_task(session.post(url + CHAT, json=STREAM | {"stream": stream}))
             await until(session, url, lambda now: now["worker_num_requests_waiting"] == 1)
             asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
+            [begun] = await asyncio.gather(asked, return_exceptions=True)
+            if isinstance(begun, aiohttp.ClientResponse):  # its head came before the cancellation
+                begun.close()
             await until(session, url, lambda now: now["worker_num_requests_waiting"] == 0)
 
 
@@ -185,7 +187,9 @@ async def test_a_worker_whose_port_is_taken_takes_jobs_all_the_same(jobs: JobSer
 
 async def test_an_engine_that_was_started_again_is_counted(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\n[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 1; }}\nexec {sys.executable} "$@"\n')
+    never_waits = 'case "$*" in *--wait) exit 1;; esac'
+    fails_once = f"[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 1; }}"
+    python.write_text(f'#!/bin/sh\n{never_waits}\n{fails_once}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     async with serving_ready(replayed_engine() | {"ENGINE_PYTHON": str(python)}) as (_, url, session):
         assert (await figures(session, url))["worker_engine_restarts_total"] == 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import shlex
 from typing import Any
 
 import aiohttp
@@ -38,5 +38,5 @@ async def test_templates_of_a_request_arrive_at_the_engine(jobs: JobServer) -> N
 async def test_the_deployments_template_is_the_engines_flag(template: str) -> None:
     async with Worker(replayed_engine("--start-delay", "30"), {"CHAT_TEMPLATE": template}) as worker:
         await worker.wait_line("Waiting for worker processes")
-        argv = await asyncio.to_thread(worker.engine().cmdline)
+        argv = shlex.split((await worker.wait_line("starting the fastdeploy engine: ")).partition("engine: ")[2])
         assert argv[argv.index("--chat-template") + 1] == template
