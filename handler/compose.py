@@ -64,10 +64,12 @@ def _serve(  # what one start is made of
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
     ledger.note("weights found")
-    launcher = departure.launcher = Launcher(choose_engine(settings, weights), environment, departure.waiting)
+    engine, examine = choose_engine(settings, weights)
+    launcher = departure.launcher = Launcher(engine, environment, departure.waiting)
     ledger.note("engine chosen")
     with launcher.start() as child:
         ledger.note("engine started")
+        examine()
         # Whatever is not needed to start the engine is imported while it loads: together that takes more than a second.
         from handler.engine import EngineProcess, supervised
         from handler.weights.readahead import ReadAhead

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from handler.errors import InvalidSettings, ModelUnavailable
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.installed import installed_version
 from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, prepare
+from handler.gpus import Gpu as VisibleGpu
 from handler.gpus import select, visible_gpus
 from handler.launch import CpuEngine, Engine, free_ports
 from handler.models import Weights
-from handler.preflight import Plan, look_at_host, parse_architectures, preflight, require
 from handler.settings import Settings
 
 __all__ = ["choose_engine", "has_fastdeploy"]
@@ -29,13 +30,16 @@ def has_fastdeploy(settings: Settings) -> bool:
     return kind == "fastdeploy" or (kind == "auto" and bool(installed_version(settings.engine.python)))
 
 
-def choose_engine(settings: Settings, weights: Weights) -> Engine:
-    """Return the engine for the checkpoint that was found, after a look at whether it can run here at all.
+def choose_engine(settings: Settings, weights: Weights) -> tuple[Engine, Callable[[], None]]:
+    """Return the engine for the checkpoint that was found, and the look at whether it can run here at all.
+
+    The look takes a while and changes nothing about the start, so it belongs beside it; it raises EngineFailedToStart when the machine
+    cannot run the engine (wrong architecture, old driver, too little memory), and InvalidSettings for IMAGE_ARCHITECTURES.
 
     Raises:
         InvalidSettings: naming every variable that the engine, the checkpoint or the machine does not allow.
         ModelUnavailable: when the checkpoint has no config.json that can be read, or the engine cannot download it itself.
-        EngineFailedToStart: when the machine cannot run it: wrong architecture, old driver, too little memory.
+        EngineFailedToStart: when the GPUs cannot be listed.
     """
     if has_fastdeploy(settings):
         return _fastdeploy(settings, weights)
@@ -44,14 +48,10 @@ def choose_engine(settings: Settings, weights: Weights) -> Engine:
         log.warning("the CPU engine ignores %s", ", ".join(ignored))
     if weights.directory is None:
         raise ModelUnavailable(f"MODEL_SOURCE={settings.model.origin}: the CPU engine downloads nothing, expected huggingface")
-    return CpuEngine(model=weights.directory, served_name=settings.model.served_name, settings=settings.engine)
+    return CpuEngine(model=weights.directory, served_name=settings.model.served_name, settings=settings.engine), lambda: None
 
 
-def _fastdeploy(settings: Settings, weights: Weights) -> FastDeployEngine:
-    try:
-        architectures = parse_architectures(settings.engine.image_architectures)
-    except ValueError as error:
-        raise InvalidSettings([f"IMAGE_ARCHITECTURES: got {settings.engine.image_architectures!r}, expected {error}"]) from None
+def _fastdeploy(settings: Settings, weights: Weights) -> tuple[FastDeployEngine, Callable[[], None]]:
     release = _release(settings)
     listed = visible_gpus()
     host = Host(
@@ -62,6 +62,17 @@ def _fastdeploy(settings: Settings, weights: Weights) -> FastDeployEngine:
     config = _config(weights.directory) if weights.directory else {}
     texts = {**settings.texts, **weights.variables}
     engine = prepare(settings, weights.model, config, host=host, texts=texts, release=release)
+    gpus = select(listed, settings.texts.get("CUDA_VISIBLE_DEVICES"))
+    return engine, lambda: _examine(engine, gpus, settings, weights)
+
+
+def _examine(engine: FastDeployEngine, gpus: tuple[VisibleGpu, ...], settings: Settings, weights: Weights) -> None:
+    from handler.preflight import Plan, look_at_host, parse_architectures, preflight, require
+
+    try:
+        architectures = parse_architectures(settings.engine.image_architectures)
+    except ValueError as error:
+        raise InvalidSettings([f"IMAGE_ARCHITECTURES: got {settings.engine.image_architectures!r}, expected {error}"]) from None
     plan = Plan(
         architectures=architectures,
         cuda=settings.engine.image_cuda,
@@ -72,11 +83,10 @@ def _fastdeploy(settings: Settings, weights: Weights) -> FastDeployEngine:
         requests=settings.engine.max_num_seqs,
         memory_share=engine.values.get("gpu_memory_utilization", 0.9),
     )
-    findings = preflight(plan, select(listed, settings.texts.get("CUDA_VISIBLE_DEVICES")), look_at_host(), weights.directory)
+    findings = preflight(plan, gpus, look_at_host(), weights.directory)
     for note in findings.notes:
         log.info("%s", note)
     require(findings)
-    return engine
 
 
 def _release(settings: Settings) -> str:

@@ -49,7 +49,8 @@ async def answering(*options: str, stall: float = 5, fallbacks: tuple[str, ...] 
     mark = variables["TEST_RUN"] = uuid.uuid4().hex
     settings = read_settings(variables)
     lifecycle = Lifecycle()
-    launcher = Launcher(choose_engine(settings, find_weights(settings.model)), variables)
+    engine, _ = choose_engine(settings, find_weights(settings.model))
+    launcher = Launcher(engine, variables)
     with launcher.start() as child, supervised(EngineProcess(launcher, child, settings.engine, lifecycle)) as running:
         await asyncio.to_thread(running.wait_ready)
         async with Proxy(running, settings.limits) as entered:
