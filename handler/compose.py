@@ -48,7 +48,7 @@ def run(argv: list[str], environment: MutableMapping[str, str], waiting: Waiting
         departure.give_way()
 
 
-def _serve(  # what one start is made of
+def _serve(
     settings: Settings,
     lifecycle: Lifecycle,
     ledger: Ledger,
