@@ -68,7 +68,7 @@ generate *arguments: _tools
 
 # Tell whether a model fits a GPU, and what to change: plan model=NAME_OR_DIRECTORY gpu=POOL [count=N] [quantization=NAME] [max-model-len=N] [concurrency=N] [release=R]
 [group('check')]
-plan *arguments: _tools
+plan *arguments:
     @{{python}} -m ci.plan "$@"
 
 # Resolve the Python dependencies again and write their lock files

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from typing import NoReturn
 
@@ -49,12 +48,11 @@ class Departure:
 
     def _wait(self) -> NoReturn:
         os.read(self._wishes, 1)
-        self._lifecycle.report(Event.TERM)
         try:
+            self._lifecycle.report(Event.TERM)
             if self.waiting:
                 self.waiting.dismiss()
             if self.launcher and self.launcher.last:
                 self.launcher.last.end()
-            sys.stdout.flush()
         finally:
             os._exit(INTERRUPTED)

@@ -198,8 +198,12 @@ async def _serve(engine: SupervisedEngine, settings: Settings, lifecycle: Lifecy
             gate.cut()  # asked twice: at once
         asked.set()
 
+    def asked_by_signal(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and so has what could be stopped
+            loop.call_soon_threadsafe(stop)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        signal.signal(number, asked_by_signal)  # not the loop's own handlers: with those, a signal at the loop's end kills the process
     if lifecycle.asked_to_leave:
         stop()
     port = settings.port or DEFAULT_PORT

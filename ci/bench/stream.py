@@ -26,7 +26,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from ci.jobserver import Job, JobServer
+from ci.jobserver import JobServer
+from ci.platform_job import Job
 from tests.contract.worker import Worker, replayed_engine
 
 RATES, LATENCIES, STREAMS = (40, 100), (0, 20, 50), (1, 50, 100, 256)

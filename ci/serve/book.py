@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from ci.jobserver import Job, JobServer
+from ci.jobserver import JobServer
+from ci.platform_job import Job
 
 __all__ = ["Book", "Entry", "Refusal", "Rules"]
 

@@ -90,7 +90,7 @@ def _marked(mark: str, session: int) -> list[int]:
 
 
 def _wait_for_flags() -> None:
-    """Import what any server needs, then wait for a line with the flags and the environment; end if none comes."""
+    """Import what any server needs, then wait for the flags and the environment; end if none come."""
     for name in _NEEDED_ANYWAY:
         importlib.import_module(name)
     told = sys.stdin.buffer.read()

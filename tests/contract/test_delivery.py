@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci.jobserver import MAX_CHUNK_BYTES, Fault, Job, JobServer
+from ci.jobserver import MAX_CHUNK_BYTES, Fault, JobServer
+from ci.platform_job import Job
 from handler.delivery import Addresses, Delivery, Patience, to_json
 from tests.property.strategies import SETTINGS
 

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ci.jobserver import Job, JobServer
+from ci.jobserver import JobServer
+from ci.platform_job import Job
 from tests.contract.worker import Worker, aborted_at, cpu_engine, replayed_engine
 
 pytestmark = pytest.mark.anyio

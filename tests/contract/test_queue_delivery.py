@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ci.jobserver import Fault, Job, JobServer
+from ci.jobserver import Fault, JobServer
+from ci.platform_job import Job
 from tests.contract.test_queue import MESSAGES, chat, chunks, forget_crossing, text_of
 from tests.contract.worker import Worker, aborted_at, cpu_engine, replayed_engine
 

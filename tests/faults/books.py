@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import cycle, groupby, islice, zip_longest
 from typing import Any
 
-from ci.jobserver import Job, Problem
+from ci.jobserver import Problem
+from ci.platform_job import Job
 from tests.replay.synthetic import WORDS
 
 __all__ = ["Question", "complaints", "crossed"]

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from ci.jobserver import Job
+from ci.platform_job import Job
 from tests.contract.test_http import free_port
 from tests.contract.worker import ROOT, Worker, replayed_engine
 from tests.faults.engine import Left, Plan, variables

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.jobserver import Job
+from ci.platform_job import Job
 from tests.faults.books import Question, complaints
 from tests.faults.trials import KINDS, draw, run
 

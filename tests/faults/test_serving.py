@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ci.jobserver import Job, JobServer
+from ci.jobserver import JobServer
+from ci.platform_job import Job
 from tests.contract.worker import cpu_engine
 from tests.faults.case import Case, Row, error_of
 from tests.faults.engine import Plan

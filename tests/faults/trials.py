@@ -23,7 +23,8 @@ from typing import Any
 
 import psutil
 
-from ci.jobserver import Fault, Job, JobServer
+from ci.jobserver import Fault, JobServer
+from ci.platform_job import Job
 from tests.faults.books import Question, complaints, crossed
 from tests.faults.case import Case
 from tests.faults.engine import Plan
