@@ -84,18 +84,17 @@ lock *arguments: _images
 # Build an image and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [out=DIRECTORY]
 [group('image')]
 build-image *arguments: _images
-    @{{python}} -m images fetch "$@"
-    @{{python}} -m images build "$@"
+    @{{python}} -m images fetch,build "$@"
 
 # Look for mistakes in a built image: verify-image DIRECTORY
 [group('image')]
 verify-image *arguments: _images
     @{{python}} -m images verify "$@"
 
-# Push a built image, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG
+# Build an image and push it, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG [as for build-image]
 [group('image')]
 push-image *arguments: _images
-    @{{python}} -m images push "$@"
+    @{{python}} -m images fetch,build,push "$@"
 
 # Put a built image into a local Docker: load-image arch=ARCH [as=NAME]
 [group('image')]

@@ -1,4 +1,7 @@
-"""Run a command of the image builder: python -m images COMMAND key=value ..."""
+"""Run a command of the image builder: python -m images COMMAND key=value ...
+
+Commands that prepare for another may stand before it, fetch,build,push: all get its words, and the first that fails ends it.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,19 @@ COMMANDS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the command that the words name and return the exit code: 0 if all is well, 1 if not, 2 for words that mean nothing."""
+    """Run the commands that the words name and return the exit code: 0 if all is well, 1 if not, 2 for words that mean nothing."""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(f"usage: python -m images {'|'.join(COMMANDS)} [key=value ...]\n\nEach says with --help what it takes.")
+        print(f"usage: python -m images {'|'.join(COMMANDS)} [key=value ...]")
+        print("\nEach says with --help what it takes; fetch,build,push runs all three, with the words of the last.")
         return 0 if words else 2
     try:
-        command = _command(words[0])
+        commands = [_command(name) for name in words[0].split(",")]
         if {"-h", "--help"} & set(words[1:]):
-            print(command.usage())
+            print(commands[-1].usage())
             return 0
-        return command.run(parse(command, words[1:]))
+        values = parse(commands[-1], words[1:])
+        codes = (command.run({key.name: key.default for key in command.keys} | values) for command in commands)
+        return next((code for code in codes if code), 0)
     except UnknownChoice as error:
         return _complain(error, 2)
     except ImageError as error:

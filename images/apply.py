@@ -21,11 +21,11 @@ from images.entries import Entry, ordered
 from images.errors import BadSource, DigestMismatch
 from images.fetch import fetch
 from images.lock import Base, Blob, Lock, Replaced
+from images.places import owned_paths
 from images.plan import Order, plan_image
 from images.releases import RELEASES, Releases, read_releases
 from images.resolve import resolve_model, resolve_packages, resolve_wheel
 from images.tar import EPOCH
-from images.wheels import owned_paths
 
 __all__ = ["COMMAND", "lay"]
 

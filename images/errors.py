@@ -15,7 +15,6 @@ ImageError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -91,5 +90,7 @@ class Unreachable(ImageError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean X?" for the known name that is most like `name`, or nothing if none is."""
+    import difflib  # for who has mistyped something
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -22,13 +22,13 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from images.arguments import Command, Key, file_named
+from images.auth import AuthFile
 from images.build import BUILD_KEYS, cache_from
 from images.cache import Cache
 from images.digest import Digest, file_digest, read_chunks
 from images.errors import DigestMismatch, ImageError, UnknownChoice, Unreachable
-from images.index import download_wheels
 from images.lock import LOCK, File, Lock, Packages, read_lock, requirements_digest
-from images.registry import AuthFile, Reference, Repository
+from images.registry import Reference, Repository
 from images.releases import RELEASES, Target, read_releases
 from images.web import Answer, Rest, Silent, ask
 
@@ -194,6 +194,8 @@ def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[st
     failed = ""
     with _alone(cache), tempfile.TemporaryDirectory(prefix="images-", dir=cache.root) as folder:
         try:
+            from images.index import download_wheels  # and with it pip's ways, which a full cache does not need
+
             download_wheels([_requirement(file) for file in missing], Path(folder), packages.python)
         except Unreachable as error:
             failed = str(error)

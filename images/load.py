@@ -11,8 +11,9 @@ from pathlib import Path
 from images.arguments import Command, Key
 from images.build import BUILD_KEYS, default_folder
 from images.errors import Unreachable
-from images.push import Pushable, copy, mirrors_of, read_pushable
+from images.push import Pushable, mirrors_of, read_pushable
 from images.registry import Reference
+from images.skopeo import copy
 
 __all__ = ["COMMAND", "load"]
 

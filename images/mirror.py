@@ -20,9 +20,10 @@ from images.digest import Digest, canonical_json
 from images.errors import UnknownChoice
 from images.fetch import fetch
 from images.lock import LOCK, Entry, File, Lock, Model, ModelFile, read_lock, requirements_digest, write_lock
-from images.push import copy, copy_base
+from images.push import copy_base
 from images.registry import Reference
 from images.releases import RELEASES, Target, read_releases
+from images.skopeo import copy
 
 __all__ = ["COMMAND", "mirror"]
 

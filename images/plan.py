@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import installer
 
 from images.cache import Cache
 from images.digest import Digest, canonical_json
@@ -29,9 +28,9 @@ from images.handlers import FOLDER, HANDLER, handler_entries, handler_groups
 from images.lock import VERSION, Base, File, Lock, Model, ModelFile, Packages, requirements_digest
 from images.models import FOLDER as MODELS
 from images.models import groups, model_entries, settings_entries
+from images.places import Place, replacing
 from images.releases import Releases, Target, read_toml
 from images.tar import tar_size
-from images.wheels import Place, replacing, wheel_entries
 
 __all__ = ["LAYERS", "SIZE", "ImagePlan", "LayerPlan", "Order", "plan_image"]
 
@@ -42,7 +41,7 @@ SIZE = 80 * 10**9
 """Bytes of an image that RunPod takes (its limit is 80 GB)."""
 
 _PROJECT = HANDLER.parent / "pyproject.toml"
-_MAKERS = ("entries", "handlers", "models", "tar", "wheels")
+_MAKERS = ("entries", "handlers", "models", "places", "tar", "wheels")
 """The modules that decide about a layer's bytes."""
 
 
@@ -143,6 +142,8 @@ def _engine(target: Target, base: Base, file: File, cache: Cache, arguments: str
 
     @contextmanager
     def entries() -> Iterator[list[Entry]]:
+        from images.wheels import wheel_entries  # and with it what reads wheels: an edit needs neither
+
         with wheel_entries([(file, find(file))], place) as found:
             yield replacing(found, old, place)
 
@@ -163,6 +164,8 @@ def _packages(target: Target, packages: Packages, cache: Cache, arguments: str) 
 
     @contextmanager
     def entries() -> Iterator[list[Entry]]:
+        from images.wheels import wheel_entries
+
         with wheel_entries([(wheel, find(wheel)) for wheel in wheels], place) as found:
             yield with_parents(found)
 
@@ -277,5 +280,13 @@ def _check_limits(base: Base, layers: list[LayerPlan]) -> None:
 
 @lru_cache(maxsize=1)
 def _code() -> Digest:
-    sources = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in _MAKERS]
-    return Digest.of(b"\0".join([*sources, installer.__version__.encode(), str(VERSION).encode()]))
+    paths = [*(Path(__file__).with_name(f"{name}.py") for name in _MAKERS), _path_of("installer")]
+    return Digest.of(b"\0".join([*(path.read_bytes() for path in paths), str(VERSION).encode()]))
+
+
+def _path_of(package: str) -> Path:
+    """Return the first file of a package that need not be imported; `installer` has its version there."""
+    spec = find_spec(package)
+    assert spec is not None  # noqa: S101  # for the type checker: it is locked
+    assert spec.origin is not None  # noqa: S101
+    return Path(spec.origin)

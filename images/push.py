@@ -4,36 +4,40 @@ Rules, which the tests cite:
 
  1. The manifest goes up by its digest; the tag moves only when the registry has given it back byte for byte.
  2. A blob that the target has is not sent again, so a push that was interrupted goes on where it was when it is run again.
- 3. skopeo does all writing, with the user's own auth file; blobs and manifests are never changed on the way.
+ 3. What is large goes through skopeo; little things, and whatever moves the tag, are sent from here. Both use the accounts that
+    `docker login` and `skopeo login` keep, and neither changes a blob or a manifest on the way.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from images.arguments import Command, Key, file_named
+from images.auth import AuthFile
 from images.build import BUILD_KEYS, default_folder
 from images.digest import Digest
 from images.errors import BadSource, BrokenLayout, DigestMismatch, ImageError, UnknownChoice, Unreachable
 from images.lock import LOCK, read_lock
-from images.registry import AuthFile, Manifest, Reference, Repository
-from images.web import PAUSES, Refused, is_loopback
+from images.registry import Manifest, Reference, Repository
+from images.web import Refused
 
-__all__ = ["COMMAND", "Pushable", "copy", "copy_base", "mirrors_of", "push", "read_pushable"]
+__all__ = ["COMMAND", "Pushable", "copy_base", "mirrors_of", "push", "read_pushable"]
 
 Tell = Callable[[str], None]
-_HOPELESS = ("unauthorized", "authentication required", "denied", "no space left", "manifest unknown", "name unknown", "no such host")
-"""Words of skopeo after which another try would end like the first."""
 
-_LAST_WORDS = 1500
+LITTLE = 4 << 20
+"""Bytes of new blobs up to which they are sent from here, as those of an edit are: sooner than another program has been started and has
+asked for every blob, one after the other."""
+
+_ASKED = 8
+"""Blobs that are asked for, or sent, at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +87,35 @@ def push(image: Pushable, to: Reference, mirrors: Iterable[str] = (), tell: Tell
         raise UnknownChoice(f"to: got {to}, expected registry/repository:tag")
     target = Repository(to, AuthFile.find(os.environ))
     copy_base(image.base, to, mirrors, tell)
-    copy("oci:.", f"docker://{to.at(image.digest)}", folder=image.layout)
+    _send(image, target)
     _check(target.manifest(digest=image.digest), image, f"{to.name}@{image.digest}")
-    copy(f"docker://{to.at(image.digest)}", f"docker://{to}")
+    target.put_manifest(image.manifest, to.tag)
     _check(target.manifest(to.tag), image, str(to))
     tell(f"{to}: {image.digest}, {image.layers} layers")
     return image.digest
+
+
+def _send(image: Pushable, target: Repository) -> None:
+    """Let the target have the image by its digest."""
+    try:
+        sent = _send_little(image, target)
+    except Unreachable:
+        sent = False  # skopeo tries on, and has the words for what is wrong
+    if not sent:
+        _copy("oci:.", f"docker://{target.reference.at(image.digest)}", folder=image.layout)
+
+
+def _send_little(image: Pushable, target: Repository) -> bool:
+    """Send what the target lacks if that is little, and tell whether it was."""
+    paths = {Digest(path.name): path for path in (image.layout / "blobs" / "sha256").iterdir()}
+    asked = sorted(paths.keys() - _known(target) - {image.digest})
+    with ThreadPoolExecutor(max_workers=_ASKED) as pool:
+        new = [digest for digest, size in zip(asked, pool.map(target.size, asked), strict=True) if size is None]
+        if sum(paths[digest].stat().st_size for digest in new) > LITTLE:
+            return False
+        list(pool.map(lambda digest: target.put_blob(digest, _blob(image.layout, digest)), new))
+    target.put_manifest(image.manifest)
+    return True
 
 
 def copy_base(base: Reference, to: Reference, mirrors: Iterable[str] = (), tell: Tell = print) -> Reference:
@@ -109,7 +136,7 @@ def copy_base(base: Reference, to: Reference, mirrors: Iterable[str] = (), tell:
         try:
             size = _size(Repository(place, AuthFile.find(os.environ)).manifest(digest=base.digest))
             tell(f"copying the base, {size / 1e9:.2f} GB, once, from {place} to {there}")
-            copy(f"docker://{place}", f"docker://{there}")
+            _copy(f"docker://{place}", f"docker://{there}")
         except ImageError as error:
             said.append(str(error))
         else:
@@ -119,38 +146,26 @@ def copy_base(base: Reference, to: Reference, mirrors: Iterable[str] = (), tell:
     raise Unreachable("\n  ".join([f"{base}: the base cannot be copied to {to.name}:", *said]))
 
 
-def copy(source: str, destination: str, *, folder: Path | None = None, options: Iterable[str] = ("--preserve-digests",)) -> None:
-    """Copy an image with skopeo, whose names of places these are, unchanged; what a registry failed to do is tried again.
+def _copy(source: str, destination: str, folder: Path | None = None) -> None:
+    from images.skopeo import copy  # and with it the ways of starting programs, which an edit does not need
 
-    `folder` is where relative names of places begin; other `options` allow what must be changed, as for a Docker.
-
-    Raises:
-        Unreachable: with skopeo's last words, after four tries or when another one is hopeless.
-    """
-    command = ["skopeo", "--insecure-policy", "copy", "--quiet", *_plain_http(source, destination), *options, source, destination]
-    for pause in (*PAUSES, None):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, errors="replace")
-        except FileNotFoundError:
-            raise Unreachable("skopeo: not found on this machine; install it (Debian: apt-get install skopeo)") from None
-        if done.returncode == 0:
-            return
-        said = done.stderr.strip()[-_LAST_WORDS:]
-        if pause is None or any(word in said for word in _HOPELESS):
-            raise Unreachable(f"copying {source} to {destination}: {said}")
-        time.sleep(pause)
+    copy(source, destination, folder=folder)
 
 
-def _plain_http(source: str, destination: str) -> list[str]:
-    """Return the options that let skopeo speak plain HTTP, on loopback only, as Docker does."""
-    ends = (("--src-tls-verify=false", source), ("--dest-tls-verify=false", destination))
-    return [option for option, place in ends if place.startswith("docker://") and is_loopback(place)]
+def _known(target: Repository) -> set[Digest]:
+    """Return what the repository has for certain: all that the image names which has the tag now."""
+    try:
+        told = target.manifest(target.reference.tag).parsed()
+        return {Digest.parse(blob["digest"]) for blob in (told["config"], *told["layers"])}
+    except (ImageError, KeyError, TypeError, ValueError):
+        return set()
 
 
 def _blob(layout: Path, digest: Digest) -> bytes:
-    data = (layout / "blobs" / "sha256" / digest.hex).read_bytes()
+    path = layout / "blobs" / "sha256" / digest.hex
+    data = path.read_bytes()
     if Digest.of(data) != digest:
-        raise ValueError(f"blob {digest} has {Digest.of(data)}")
+        raise BrokenLayout(str(path), [f"has {Digest.of(data)}; build the image again"])
     return data
 
 

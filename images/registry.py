@@ -1,27 +1,25 @@
-"""Ask a container registry for manifests and blobs; writing to one is skopeo's work (`push`).
+"""Ask a container registry for manifests and blobs, and give it small ones; what is large is skopeo's work (`skopeo`).
 
-The little of the distribution API that reading needs: the token dance (https://distribution.github.io/distribution/spec/auth/token/), the
-user's own auth file, plain HTTP on loopback as Docker has it. Not here: credential helpers; `skopeo login` writes the file that is read.
+The little of the distribution API that this needs: the token dance (https://distribution.github.io/distribution/spec/auth/token/), the
+user's own auth file and the credential helpers that it names, plain HTTP on loopback as Docker has it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import threading
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
+from images.auth import HUB, HUB_API, AuthFile
 from images.digest import Digest
-from images.errors import BadSource, DigestMismatch, UnknownChoice
+from images.errors import BadSource, DigestMismatch, UnknownChoice, Unreachable
 from images.web import Answer, Refused, ask, is_loopback
 
-__all__ = ["AuthFile", "Manifest", "Reference", "Repository"]
+__all__ = ["Manifest", "Reference", "Repository"]
 
-_HUB = "docker.io"
-_HUB_API = "registry-1.docker.io"
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _IMAGES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _LARGEST = 4 << 20
@@ -56,8 +54,8 @@ class Reference:
         if not found:
             raise UnknownChoice(f"got {text!r}, expected the name of an image such as registry/repository:tag")
         repository = found["repository"]
-        registry = first if named else _HUB
-        if registry == _HUB and "/" not in repository:
+        registry = first if named else HUB
+        if registry == HUB and "/" not in repository:
             repository = f"library/{repository}"
         try:
             digest = Digest.parse(found["digest"]) if found["digest"] else None
@@ -102,48 +100,16 @@ class Manifest:
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class AuthFile:
-    """Registries and the user's names and passwords for them, as Docker and skopeo keep them (base64 of name:password)."""
-
-    entries: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def find(cls, environment: Mapping[str, str]) -> AuthFile:
-        """Return what the first file has that exists of those where skopeo looks."""
-        home = Path(environment.get("HOME", "/nonexistent"))
-        places = [
-            *([Path(environment["REGISTRY_AUTH_FILE"])] if environment.get("REGISTRY_AUTH_FILE") else []),
-            *([Path(environment["XDG_RUNTIME_DIR"], "containers/auth.json")] if environment.get("XDG_RUNTIME_DIR") else []),
-            home / ".config/containers/auth.json",
-            *([Path(environment["DOCKER_CONFIG"], "config.json")] if environment.get("DOCKER_CONFIG") else []),
-            home / ".docker/config.json",
-        ]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            return cls()
-        try:
-            auths = json.loads(path.read_text(encoding="utf-8")).get("auths", {})
-            return cls({urlsplit(f"//{name.partition('://')[2] or name}").netloc: entry.get("auth", "") for name, entry in auths.items()})
-        except (ValueError, AttributeError) as error:
-            raise BadSource(f"{path}: cannot be read as an auth file: {error}") from None
-
-    def basic(self, registry: str) -> str:
-        """Return the value of a basic Authorization header, or nothing where the user has no account."""
-        names = (registry, "index.docker.io", _HUB_API) if registry == _HUB else (registry,)
-        found = next((self.entries[name] for name in names if self.entries.get(name)), "")
-        return f"Basic {found}" if found else ""
-
-
 class Repository:
-    """One repository of a registry, read with the user's credentials where there are any."""
+    """One repository of a registry, asked with the user's credentials where there are any; threads may share it."""
 
     def __init__(self, reference: Reference, auth: AuthFile | None = None) -> None:
         self.reference = reference
-        host = _HUB_API if reference.registry == _HUB else reference.registry
+        host = HUB_API if reference.registry == HUB else reference.registry
         self._url = f"{'http' if is_loopback(f'//{host}') else 'https'}://{host}/v2/{reference.repository}"
-        self._basic = (auth or AuthFile()).basic(reference.registry)
+        self._auth = auth or AuthFile()
         self._authorization = ""
+        self._one_at_a_time = threading.Lock()
 
     def manifest(self, tag: str = "", digest: Digest | None = None) -> Manifest:
         """Return the manifest of a tag or digest; of an image for several platforms, that for linux/amd64.
@@ -152,7 +118,7 @@ class Repository:
             Unreachable: when the registry could not be asked, or has none.
             BadSource: when it is none, or not the one that was asked for.
         """
-        answer = self._ask(f"manifests/{digest or tag}", accept=(*_IMAGES, *_INDEXES))
+        answer = self._ask(f"manifests/{digest or tag}", headers={"Accept": ", ".join((*_IMAGES, *_INDEXES))})
         with answer:
             data = answer.read(_LARGEST + 1)
             media_type = answer.headers.get_content_type()
@@ -190,35 +156,61 @@ class Repository:
                 return None
             raise
 
-    def _ask(self, path: str, *, method: str = "GET", accept: tuple[str, ...] = (), offset: int = 0) -> Answer:
-        url, headers = f"{self._url}/{path}", {"Accept": ", ".join(accept)} if accept else {}
-        try:
-            return ask(url, method=method, headers=headers, secret=self._secret(), offset=offset)
-        except Refused as refused:
-            if refused.status != 401 or not self._authorize(refused.challenge):
-                raise
-        return ask(url, method=method, headers=headers, secret=self._secret(), offset=offset)
+    def put_blob(self, digest: Digest, data: bytes) -> None:
+        """Give the repository a small blob, in one piece.
 
-    def _secret(self) -> dict[str, str]:
-        return {"Authorization": self._authorization} if self._authorization else {}
+        Raises:
+            Unreachable: when the registry does not take it.
+        """
+        with self._ask("blobs/uploads/", method="POST", data=b"") as answer:
+            place = urlsplit(urljoin(f"{self._url}/", answer.headers.get("Location", "")))
+        own = urlsplit(self._url)
+        if (place.scheme, place.netloc) != (own.scheme, own.netloc):  # the user's secret goes nowhere else
+            raise Unreachable(f"{self.reference.name}: uploads go to {place.scheme}://{place.netloc}, expected {own.scheme}://{own.netloc}")
+        url = place._replace(query=f"{place.query}{'&' if place.query else ''}{urlencode({'digest': str(digest)})}").geturl()
+        self._ask(url, method="PUT", headers={"Content-Type": "application/octet-stream"}, data=data).close()
+
+    def put_manifest(self, manifest: Manifest, tag: str = "") -> None:
+        """Give the repository a manifest, under its digest or a tag; all that it names must be there.
+
+        Raises:
+            Unreachable: when the registry does not take it.
+        """
+        headers = {"Content-Type": manifest.media_type}
+        self._ask(f"manifests/{tag or manifest.digest}", method="PUT", headers=headers, data=manifest.data).close()
+
+    def _ask(self, path: str, **request: Any) -> Answer:
+        """Ask as `ask` does, and once more with what the registry wants to see if it says so."""
+        url, sent = urljoin(f"{self._url}/", path), self._authorization
+        try:
+            return ask(url, secret=_secret(sent), **request)
+        except Refused as refused:
+            if refused.status != 401:
+                raise
+            with self._one_at_a_time:  # of threads that were refused for the same reason, one asks for a token
+                if self._authorization == sent and not self._authorize(refused.challenge):
+                    raise
+        return ask(url, secret=_secret(self._authorization), **request)
 
     def _authorize(self, challenge: str) -> bool:
         """Answer a registry's challenge, once it has asked; tell whether there is a new answer."""
         scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "basic":
-            fresh = self._basic
-        else:
+        fresh = self._auth.basic(self.reference.registry)
+        if scheme.lower() != "basic":
             said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             if "realm" not in said:
                 return False
             query = urlencode({key: said[key] for key in ("service", "scope") if key in said})
-            secret = {"Authorization": self._basic} if self._basic else {}
-            with ask(f"{said['realm']}?{query}", secret=secret) as answer:
+            with ask(f"{said['realm']}?{query}", secret=_secret(fresh)) as answer:
                 token = json.loads(answer.read(_LARGEST))
             fresh = f"Bearer {token.get('token') or token.get('access_token')}"
         changed = bool(fresh) and fresh != self._authorization
         self._authorization = fresh
         return changed
+
+
+def _secret(authorization: str) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
 
 
 def _for_amd64(index: Manifest, what: str) -> Digest:

@@ -18,6 +18,7 @@ from handler.errors import ModelUnavailable
 from handler.settings import Secret
 from handler.weights.hub import Hub, list_files
 from images.arguments import TARGET_KEYS, Command, Key, file_named
+from images.auth import AuthFile
 from images.build import cache_from
 from images.cache import Cache
 from images.digest import Digest, file_digest
@@ -41,7 +42,7 @@ from images.lock import (
     requirements_digest,
     write_lock,
 )
-from images.registry import AuthFile, Reference, Repository
+from images.registry import Reference, Repository
 from images.releases import RELEASES, Target, read_releases
 from images.scan import find_engine
 from images.web import ask

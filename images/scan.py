@@ -13,9 +13,9 @@ from typing import Any
 
 from images.errors import BadSource, Unreachable
 from images.lock import Layer, Replaced
+from images.places import owned_paths
 from images.registry import Repository
 from images.web import Rest
-from images.wheels import owned_paths
 
 __all__ = ["find_engine"]
 

@@ -37,9 +37,15 @@ class Silent(Unreachable):
 
 
 def ask(
-    url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, secret: Mapping[str, str] | None = None, offset: int = 0
+    url: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    secret: Mapping[str, str] | None = None,
+    offset: int = 0,
+    data: bytes | None = None,
 ) -> Answer:
-    """Return the answer to a request, its body unread; the caller closes it.
+    """Return the answer to a request, which sends `data`, its body unread; the caller closes it.
 
     `secret` are headers for this server alone: a redirect to another place goes without them. With an `offset` the rest of the body from
     there on is asked for; whether the server gave that or all of it is in its status, 206 or 200.
@@ -50,7 +56,7 @@ def ask(
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise Unreachable(f"{_shown(url)}: expected an address that begins with https:// or http://")
-    request = urllib.request.Request(url, method=method, headers=dict(headers or {}))  # noqa: S310  # checked above
+    request = urllib.request.Request(url, data, method=method, headers=dict(headers or {}))  # noqa: S310  # checked above
     if offset:
         request.add_header("Range", f"bytes={offset}-")
     for name, value in (secret or {}).items():

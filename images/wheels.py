@@ -18,7 +18,7 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -33,37 +33,15 @@ from installer.sources import WheelFile
 from installer.utils import construct_record_file, fix_shebang, parse_wheel_filename
 
 from images.digest import Digest, file_digest
-from images.entries import Entry, check_path, hidden, opaque, text_entry, with_parents
+from images.entries import Entry, check_path, text_entry
 from images.errors import FETCH_AGAIN, BadSource, DigestMismatch, UnsafePath
 from images.lock import File
+from images.places import Place
 
-__all__ = ["Place", "check_tags", "owned_paths", "replacing", "wheel_entries"]
+__all__ = ["check_tags", "wheel_entries"]
 
 _ELF_PLATFORM = re.compile(r"(manylinux(1|2010|2014|_\d+_\d+)|linux)_x86_64")
 _LARGEST_SCRIPT = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where an image takes wheels: paths relative to the root, without a leading /."""
-
-    packages: str
-    """The folder of modules and packages."""
-    python: str
-    """The version that imports them, such as 3.10."""
-    prefix: str = ""
-    """The folder of the rest (bin, share); empty means that only modules and packages are taken, since nothing calls the rest."""
-    interpreter: str = ""
-    """What scripts begin with."""
-    reserved: Collection[str] = ()
-    """Top-level names that no wheel may have."""
-
-    def folder(self, scheme: str) -> str | None:
-        """Return the folder of one of the wheel format's schemes, or None for what is not taken."""
-        if scheme in ("purelib", "platlib"):
-            return self.packages
-        names = {"scripts": "bin", "data": "", "headers": f"include/python{self.python}"}
-        return str(PurePosixPath(self.prefix, names[scheme])) if self.prefix else None
 
 
 def check_tags(name: str, python: str) -> None:
@@ -105,40 +83,6 @@ def wheel_entries(wheels: Iterable[tuple[File, Path]], place: Place) -> Iterator
                 raise DigestMismatch(f"{file.name}: got {got} and {size} bytes at {path}, expected {expected}; {FETCH_AGAIN}")
             found += _unpacked(file, stack.enter_context(_opened(file, path)), place)
         yield found
-
-
-def replacing(entries: Iterable[Entry], old: Iterable[str], place: Place) -> list[Entry]:
-    """Return the entries of a wheel with the marks that hide the distribution it replaces, and the folders they stand in.
-
-    `old` are the absolute paths of what is to vanish (`lock.Replaced.paths`). A folder that the wheel fills as well becomes opaque, a file
-    that it brings as well is simply its own, and anything else is hidden.
-    """
-    found = with_parents(entries, above=place.packages)
-    folders = {entry.path for entry in found if entry.open is None}
-    files = {entry.path for entry in found if entry.open is not None}
-    gone = sorted({path.strip("/") for path in old} - files)
-    return found + [opaque(path) if path in folders else hidden(path) for path in gone]
-
-
-def owned_paths(record: str, site_packages: str, shared: Collection[str] = ("__pycache__", "bin")) -> tuple[str, ...]:
-    """Return what vanishes with an installed distribution: absolute paths of its own folders, and of its single files elsewhere.
-
-    `record` is the text of its RECORD, `site_packages` the absolute folder that RECORD's paths start from, and `shared` the folders there
-    that are no distribution's own.
-    """
-    found = set()
-    for row in csv.reader(io.StringIO(record)):
-        if not row:
-            continue
-        absolute = PurePosixPath(site_packages, row[0])
-        parts: list[str] = []
-        for part in absolute.parts[1:]:
-            parts = parts[:-1] if part == ".." else [*parts, part]
-        path = "/" + "/".join(parts)
-        inside = path.removeprefix(site_packages + "/")
-        top = inside.split("/", 1)[0]
-        found.add(path if inside == path or top in shared else f"{site_packages}/{top}")
-    return tuple(sorted(found))
 
 
 @contextmanager

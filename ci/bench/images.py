@@ -5,9 +5,12 @@ Baking: shards of 1 GiB each, `gib` of them, become layers of an image whose oth
 `docker build` with COPY. The files are in the page cache, as after a fetch. Our build has flushed every byte to the disk when it ends;
 sha256sum writes nothing, and Docker flushes nothing. Ratios are medians of the rounds' own ratios.
 
-Edit: one line is added to a file of the worker, then the image is built and pushed, with our two commands and with `docker build` (the
-classic builder, which is all that the engine has of its own) and `docker push` of a Dockerfile that puts the same files into the same
-places above the same base. All caches are warm. Sent is what the registry holds more than before, manifest and config included.
+Edit: one line is added to a file of the worker, then the image is built and pushed: by what `ci/just push-image` runs, and by `docker
+build` (the classic builder, which is all that the engine has of its own) and `docker push`. That is done with two Dockerfiles. One is
+.runpod/Dockerfile, which gives the same image file for file, as a test says, and has the target; its wheels come from an index on this
+machine. The other is made for this race: it finds its packages unpacked, so that all it ever does is COPY, and the worker's files come
+last; it has the target where a model is baked in, which .runpod/Dockerfile would ask a hub for. All caches are warm. Sent is what the
+registry holds more than before, manifest and config included.
 
 Needs root for a Docker Engine of its own, and about eight times `gib` on the disk under dist/. The exit code is 1 when a target was missed.
 """
@@ -23,7 +26,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +36,13 @@ from ci.hosts.shared import Hosts, hosts
 from images.digest import Digest, file_digest
 from images.lock import Lock, Model, ModelFile, read_lock, write_lock
 from tests.images.made import ROOT, seed_lock, succeed
+from tests.images.vendor.index import index_of_everything
+from tests.images.vendor.vendor import Vendor, miniature
 
 NUMBERS = {"gib": 2, "rounds": 3, "edits": 5}
 GIB = 1 << 30
 EDITED = Path("handler") / "job.py"
+SHIPPED, COPYING = "docker, .runpod/Dockerfile", "docker, COPY alone"
 TARGETS = {"seconds": 1.0, "sent": 100e3, "faster": 20.0, "sha256sum": 0.7, "memory": 1.1}
 """At most so many seconds and bytes for an edit; at least so much faster than Docker; at least so much of sha256sum's speed; at most so
 much more memory for all shards than for one."""
@@ -46,6 +53,7 @@ class Shop:
     """Where the images are made: a copy of the builder and the worker, whose files may be edited, and tables of its own."""
 
     hosts: Hosts
+    vendor: Vendor
     folder: Path
 
     @property
@@ -65,8 +73,8 @@ class Shop:
 
     def images(self, command: str, out: str, *words: str) -> list[str]:
         """Return a command of the image builder."""
-        tables = [f"releases={self.folder / 'releases.toml'}", f"lock={self.lock}", f"cache={self.folder / 'cache'}"]
-        return [sys.executable, "-m", "images", command, "arch=cpu", f"out={self.folder / out}", *tables, *words]
+        tables = [f"releases={self.vendor.releases}", f"lock={self.lock}", f"cache={self.folder / 'cache'}"]
+        return [sys.executable, "-m", "images", command, "arch=sm80", f"out={self.folder / out}", *tables, *words]
 
     def spend(self, *command: str) -> float:
         """Run a command from the copy and return its seconds; it must succeed."""
@@ -83,23 +91,18 @@ class Shop:
         return sum(path.stat().st_size for path in Path(self.hosts.folder, "registry/blobs/docker/registry/v2/blobs").rglob("data"))
 
 
-def prepare(hosts: Hosts, folder: Path, gib: int) -> Shop:
-    """Copy the tree, lock the image without a GPU on CI's base, make the shards, and build and push all of it once without them."""
-    shop = Shop(hosts=hosts, folder=folder)
+def prepare(hosts: Hosts, vendor: Vendor, folder: Path, gib: int) -> Shop:
+    """Copy the tree, lock the image for SM80 on the miniature vendor's base, make the shards, and build all of it once without them."""
+    shop = Shop(hosts=hosts, vendor=vendor, folder=folder)
     for name in ("handler", "images"):
         shutil.copytree(ROOT / name, shop.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", shop.tree)
-    table = (ROOT / "images" / "releases.toml").read_text(encoding="utf-8").partition("[cpu]")[0]
-    site = f"/usr/local/lib/python{PYTHON}/dist-packages"
-    places = {"base": hosts.base, "python": PYTHON, "interpreter": f"/usr/bin/python{PYTHON}", "site_packages": site}
-    table += "[cpu]\n" + "".join(f'{name} = "{value}"\n' for name, value in places.items())
-    (folder / "releases.toml").write_text(table, encoding="utf-8")
     seed_lock(shop.lock)
     for command in ("lock", "fetch"):
-        succeed(command, "arch=cpu", f"releases={folder / 'releases.toml'}", f"lock={shop.lock}")
+        succeed(command, "arch=sm80", f"releases={vendor.releases}", f"lock={shop.lock}")
     shop.shards.mkdir(parents=True)
     lock = read_lock(shop.lock)
-    for wheel in (wheel for packages in lock.packages if packages.engine == "cpu" for wheel in packages.wheels):
+    for wheel in (wheel for packages in lock.packages if packages.engine == "fastdeploy" for wheel in packages.wheels):
         (shop.shards / wheel.digest.hex).hardlink_to(ROOT / "dist" / "cache" / "sha256" / wheel.digest.hex)
     write_lock(shop.lock, lock.having(*make_models(shop.shards, gib)))
     shop.spend(*shop.images("build", "bare"))
@@ -140,7 +143,7 @@ def dockerfile(shop: Shop, model: Model | None) -> Path:
     for file in model.files if model else ():
         (context / "models" / file.path).hardlink_to(shop.shards / file.digest.hex)
     text = [
-        f"FROM {shop.hosts.base}",
+        f"FROM {shop.vendor.base}",
         "COPY packages/ /",
         "LABEL round=0",
         "COPY models/ /models/",
@@ -153,37 +156,69 @@ def dockerfile(shop: Shop, model: Model | None) -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Edit:
-    """Medians of one way to bring an edit into a registry: seconds, and bytes that it sent."""
+class Way:
+    """One way to bring an edit into a registry: the worker whose file is edited, and the commands for a new name of the image."""
 
-    build: float
-    push: float
-    sent: float
+    handler: Path
+    commands: Callable[[str], Sequence[Sequence[str]]]
+
+    def seconds_and_bytes(self, shop: Shop, line: str, image: str) -> tuple[float, float]:
+        """Edit the worker, bring the image there, and return what it took and what it sent."""
+        with (self.handler / EDITED).open("a", encoding="utf-8") as file:
+            file.write(line)
+        before = shop.stored()
+        return sum(shop.spend(*command) for command in self.commands(image)), float(shop.stored() - before)
 
 
-def edit(shop: Shop, model: Model | None, edits: int) -> tuple[Edit, Edit]:
-    """Measure both ways in turn, ours first, after one round that is not counted."""
-    context = dockerfile(shop, model)
-    image = f"{shop.hosts.registry}/bench/{context.name}"
+def ways(shop: Shop, model: Model | None, index: str) -> dict[str, Way]:
+    """Return them by name, ours first."""
+    tuned = dockerfile(shop, model)
     words = [f"model={model.repository}"] if model else []
-    rows: list[tuple[list[float], list[float]]] = []
+    found = {
+        "ours": Way(
+            handler=shop.tree, commands=lambda image: [shop.images("fetch,build,push", f"{tuned.name}-out", *words, f"to={image}")]
+        ),
+        COPYING: Way(handler=tuned, commands=lambda image: _docker(image, tuned)),
+    }
+    if model is None:
+        context = shipped(shop)
+        arguments = {"BASE": shop.vendor.base, "PYTHON": f"/usr/bin/python{PYTHON}", "PIP_INDEX_URL": index}
+        options = [
+            "--network=host",
+            f"--file={context / '.runpod' / 'Dockerfile'}",
+            *(f"--build-arg={n}={v}" for n, v in arguments.items()),
+        ]
+        found[SHIPPED] = Way(handler=context, commands=lambda image: _docker(image, context, *options))
+    return found
+
+
+def _docker(image: str, context: Path, *options: str) -> Sequence[Sequence[str]]:
+    return (["docker", "build", "--quiet", "--tag", image, *options, str(context)], ["docker", "push", "--quiet", image])
+
+
+def shipped(shop: Shop) -> Path:
+    """Make the folder that .runpod/Dockerfile is built in, with the miniature vendor's table, and return it."""
+    context = shop.folder / "shipped"
+    for name in ("handler", "images", ".runpod"):
+        shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", ".dockerignore"):
+        shutil.copyfile(ROOT / name, context / name)
+    (context / "images" / "releases.toml").write_bytes(shop.vendor.releases.read_bytes())
+    return context
+
+
+def edit(shop: Shop, model: Model | None, edits: int, index: str) -> dict[str, tuple[float, float]]:
+    """Return each way's medians of seconds and of bytes sent; the ways take turns, and their first round is not counted."""
+    known = ways(shop, model, index)
+    rows: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
     for number in range(edits + 1):
-        for handler in (shop.tree, context):
-            with (handler / EDITED).open("a", encoding="utf-8") as file:
-                file.write(f"# edit {number}\n")
-        ours, theirs = f"{image}-ours:{number}", f"{image}-docker:{number}"
-        commands = (
-            (shop.images("build", context.name + "-out", *words), shop.images("push", context.name + "-out", f"to={ours}")),
-            (["docker", "build", "--quiet", "--tag", theirs, str(context)], ["docker", "push", "--quiet", theirs]),
-        )
-        rows.append(tuple(_brought(shop, build, push) for build, push in commands))  # type: ignore[arg-type]  # of two, as commands are
-    first, second = ([statistics.median(values) for values in zip(*column, strict=True)] for column in zip(*rows[1:], strict=True))
-    return Edit(build=first[0], push=first[1], sent=first[2]), Edit(build=second[0], push=second[1], sent=second[2])
-
-
-def _brought(shop: Shop, build: Sequence[str], push: Sequence[str]) -> list[float]:
-    before = shop.stored()
-    return [shop.spend(*build), shop.spend(*push), float(shop.stored() - before)]
+        for name, way in known.items():
+            image = f"{shop.hosts.registry}/bench/{'baked' if model else 'bare'}-{list(known).index(name)}:{number}"
+            rows[name].append(way.seconds_and_bytes(shop, f"# edit {number}\n", image))
+    return {
+        name: (statistics.median(row[0] for row in found[1:]), statistics.median(row[1] for row in found[1:]))
+        for name, found in rows.items()
+    }
 
 
 def bake(shop: Shop, model: Model, rounds: int) -> dict[str, list[float]]:
@@ -264,28 +299,32 @@ def show_bake(model: Model, found: dict[str, list[float]], resident: Sequence[in
     yield "memory for all shards by that for one", resident[1] / resident[0], TARGETS["memory"]
 
 
-def show_edit(what: str, ours: Edit, docker: Edit) -> Iterable[tuple[str, float, float]]:
+def show_edit(what: str, found: Mapping[str, tuple[float, float]]) -> Iterable[tuple[str, float, float]]:
     """Print the table, and yield what has a target: its name, what was found, and the target."""
-    print(f"\n{what:28}  build s  push s  both s  KB sent")
-    for name, row in (("ours", ours), ("docker", docker)):
-        print(f"{name:28} {row.build:8.2f} {row.push:7.2f} {row.build + row.push:7.2f} {row.sent / 1000:8.1f}")
-    faster = (docker.build + docker.push) / (ours.build + ours.push)
-    print(f"{'':28} {faster:.1f}x faster")
-    yield f"{what}: seconds", ours.build + ours.push, TARGETS["seconds"]
-    yield f"{what}: bytes sent", ours.sent, TARGETS["sent"]
-    yield f"{what}: times faster", -faster, -TARGETS["faster"]
+    ours, sent = found["ours"]
+    print(f"\n{what:28} seconds   KB sent  times ours")
+    for name, (seconds, size) in found.items():
+        print(f"{name:28} {seconds:7.2f} {size / 1000:9.1f} {seconds / ours:10.1f}x")
+    yield f"{what}: seconds", ours, TARGETS["seconds"]
+    yield f"{what}: bytes sent", sent, TARGETS["sent"]
+    rival = SHIPPED if SHIPPED in found else COPYING
+    yield f"{what}: {rival}: times ours", -found[rival][0] / ours, -TARGETS["faster"]
 
 
 def measure(gib: int, rounds: int, edits: int) -> bool:
     """Measure, print the tables, and return whether every target was met."""
     (ROOT / "dist").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-images-", dir=ROOT / "dist") as text, hosts(Path(text) / "hosts") as running:
-        shop = prepare(running, Path(text), gib)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-images-", dir=ROOT / "dist")))
+        running = stack.enter_context(hosts(folder / "hosts"))
+        vendor = stack.enter_context(miniature(running, folder / "vendor"))
+        shop = prepare(running, vendor, folder, gib)
+        index = stack.enter_context(index_of_everything(shop.lock, folder / "index"))
         lock: Lock = read_lock(shop.lock)
         one, every = lock.model("bench/1"), lock.model(f"bench/{gib}")
         bounds = list(show_bake(every, bake(shop, every, rounds), [memory(shop, one), memory(shop, every)]))
-        bounds += show_edit("edit, worker alone", *edit(shop, None, edits))
-        bounds += show_edit(f"edit, {gib} GiB model baked in", *edit(shop, every, edits))
+        bounds += show_edit("edit, worker alone", edit(shop, None, edits, index))
+        bounds += show_edit(f"edit, {gib} GiB model baked in", edit(shop, every, edits, index))
     missed = [(name, value, bound) for name, value, bound in bounds if value > bound]
     for name, value, bound in missed:
         print(f"MISSED: {name}: {abs(value):,.2f}, target {abs(bound):,g}")

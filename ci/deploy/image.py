@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ci.deploy.errors import Refused
+from images.auth import AuthFile
 from images.digest import Digest
 from images.errors import ImageError
-from images.registry import AuthFile, Reference, Repository
+from images.registry import Reference, Repository
 
 __all__ = ["Image", "look_up"]
 

@@ -19,7 +19,7 @@ _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """What befalls the next `times` requests of this method whose path the pattern is found in."""
+    """What befalls the next `times` requests whose method is of this pattern, and in whose path that pattern is found."""
 
     method: str
     path: str
@@ -70,7 +70,7 @@ class FaultyRegistry:
         """Return the fault that is due for a request, if one is."""
         with self.lock:
             for fault in self.faults:
-                if fault.times and fault.method == method and re.search(fault.path, path):
+                if fault.times and re.fullmatch(fault.method, method) and re.search(fault.path, path):
                     fault.times -= 1
                     return fault
         return None

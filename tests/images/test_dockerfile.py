@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,41 +16,13 @@ import pytest
 from ci.hosts.dockerd import Docker
 from ci.hosts.shared import Hosts
 from images.cache import Cache
-from images.index import download_wheels, locked_requirements
-from images.lock import read_lock
 from tests.images.made import ROOT, Made, succeed
-from tests.images.vendor.index import WheelIndex
+from tests.images.vendor.index import index_of_everything
 from tests.images.vendor.vendor import Vendor
 
 pytestmark = pytest.mark.timeout(600)
 
 _DOCKERS_OWN = (".dockerenv", "dev/", "proc/", "sys/", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab")
-
-
-@contextmanager
-def index_of_everything(made: Made, folder: Path) -> Iterator[str]:
-    """Serve what the build asks its index for, from what was fetched before: the worker's packages, and the builder's own."""
-    wheels = folder / "wheels"
-    wheels.mkdir(parents=True)
-    for packages in read_lock(made.lock).packages:
-        for file in packages.wheels:
-            shutil.copyfile(Cache().path(file.digest), wheels / file.name)
-    text = (ROOT / "images" / "requirements.lock").read_text(encoding="utf-8")
-    missing = [
-        line for line in locked_requirements(text, "3.11") if not list(wheels.glob(line.partition("==")[0].replace("-", "_") + "-*"))
-    ]
-    kept = ROOT / "dist" / f"ci-wheels-{hashlib.sha256(repr(missing).encode()).hexdigest()[:12]}"
-    if not kept.exists():
-        half = folder / "half"
-        half.mkdir()
-        download_wheels(missing, half, "3.11")
-        shutil.move(half, kept)
-    for path in [*wheels.iterdir(), *kept.iterdir()]:
-        project = folder / "simple" / path.name.partition("-")[0].lower().replace("_", "-").replace(".", "-")
-        project.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, project / path.name)
-    with WheelIndex(folder / "simple") as index:
-        yield index.url
 
 
 def tree(docker: Docker, image: str, path: Path) -> dict[str, tuple[object, ...]]:
@@ -81,7 +51,7 @@ def test_both_ways_of_building_give_the_same_files(made: Made, vendor: Vendor, h
         shutil.copyfile(ROOT / name, context / name)
     (context / "images" / "releases.toml").write_bytes(vendor.releases.read_bytes())
     docker = hosts.docker
-    with index_of_everything(made, tmp_path) as index:
+    with index_of_everything(made.lock, tmp_path) as index:
         arguments = {
             "BASE": vendor.base,
             "ARCH": "sm86",

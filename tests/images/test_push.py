@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from ci.hosts.shared import Hosts
-from images import push as pushing
-from images import web
+from images import skopeo, web
 from images.errors import DigestMismatch, ImageError, Unreachable
 from images.push import copy_base, push
 from images.registry import Reference, Repository
@@ -29,7 +28,10 @@ from tests.images.small import base_of, small_image
 
 pytestmark = pytest.mark.timeout(600)
 
-LAYER = random.Random(0).randbytes(3 << 20)
+LITTLE = random.Random(1).randbytes(1 << 20)
+LAYER = random.Random(0).randbytes(5 << 20)
+"""More than is sent without skopeo."""
+
 UPLOAD = r"/blobs/uploads/"
 
 
@@ -37,7 +39,7 @@ UPLOAD = r"/blobs/uploads/"
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again at once: what a registry here fails to do, it fails as often as it was told to, whatever the time."""
     monkeypatch.setattr(web, "PAUSES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(pushing, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(skopeo, "PAUSES", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -111,19 +113,45 @@ def test_a_registry_that_fails_now_and_then_is_asked_again(hosts: Hosts, target:
     assert tags(hosts, target) == ["latest"]
 
 
+@pytest.mark.parametrize(("path", "times"), [(UPLOAD, 8), ("/manifests/sha256:", 4)], ids=["two blobs", "manifest"])
+def test_what_a_registry_does_not_take_from_here_goes_through_skopeo(
+    path: str, times: int, hosts: Hosts, target: str, tmp_path: Path
+) -> None:
+    """Rule 3: four tries of each from here, and then another program's."""
+    image = small_image(base_of(hosts), tmp_path / "image", LITTLE)
+    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
+    with FaultyRegistry(hosts.registry, Fault(method="PUT", path=path, status=500, times=times)) as proxy:
+        assert push(image, Reference.parse(f"{proxy.address}/{target}:latest")) == image.digest
+        assert not proxy.faults[0].times
+    assert tags(hosts, target) == ["latest"]
+
+
+def test_an_edit_is_pushed_without_another_program(hosts: Hosts, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 3."""
+    base, to = base_of(hosts), Reference.parse(f"{hosts.registry}/{target}:latest")
+    copy_base(Reference.parse(base.reference).at(base.manifest.digest), to)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    for number, content in enumerate((LITTLE, LITTLE + b"edited")):
+        image = small_image(base, tmp_path / str(number), b"the same", content)
+        assert push(image, to) == image.digest
+    with pytest.raises(Unreachable, match="skopeo: not found on this machine; install it"):
+        push(small_image(base, tmp_path / "large", LAYER), to)
+
+
+@pytest.mark.parametrize("content", [LITTLE, LAYER], ids=["sent from here", "sent by skopeo"])
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(method="PATCH", path=UPLOAD, times=1000, drop_after=1 << 20),
+        Fault(method="P(ATCH|UT)", path=UPLOAD, times=1000, drop_after=1 << 20),
         Fault(method="POST", path=UPLOAD, times=1000, status=500),
         Fault(method="PUT", path="/manifests/", times=1000, status=500),
     ],
     ids=["drops mid-upload", "500 for uploads", "500 for manifests"],
 )
 def test_a_registry_that_fails_for_good_is_named_and_the_next_push_finishes(
-    fault: Fault, hosts: Hosts, target: str, tmp_path: Path
+    fault: Fault, content: bytes, hosts: Hosts, target: str, tmp_path: Path
 ) -> None:
-    image = small_image(base_of(hosts), tmp_path / "image", b"small", LAYER)
+    image = small_image(base_of(hosts), tmp_path / "image", b"small", content)
     # Each case begins with the base in place: the faults are for the image.
     copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
     with FaultyRegistry(hosts.registry, replace(fault)) as proxy:
@@ -146,8 +174,9 @@ def test_a_registry_that_gives_back_something_else_never_gets_the_tag(hosts: Hos
     assert tags(hosts, target) == []
 
 
-def test_a_layer_that_was_tampered_with_never_gets_the_tag(hosts: Hosts, target: str, tmp_path: Path) -> None:
-    image = small_image(base_of(hosts), tmp_path / "image", LAYER)
+@pytest.mark.parametrize("content", [LITTLE, LAYER], ids=["sent from here", "sent by skopeo"])
+def test_a_layer_that_was_tampered_with_never_gets_the_tag(content: bytes, hosts: Hosts, target: str, tmp_path: Path) -> None:
+    image = small_image(base_of(hosts), tmp_path / "image", content)
     largest = max((tmp_path / "image" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[5000] ^= 1

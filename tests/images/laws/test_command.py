@@ -75,10 +75,28 @@ def test_the_digest_is_the_last_line_of_building_and_of_verifying(world: World) 
     assert "/usr/bin/python3.10 -I -S -B /worker/lib" in planned.stdout
 
 
+def test_commands_run_one_after_the_other_with_the_words_of_the_last(world: World, tmp_path: Path) -> None:
+    words = [f"lock={world.lock_file}", f"cache={world.cache.root}", "arch=sm89", f"out={tmp_path / 'out'}"]
+    both = run(world, "fetch,build", *words)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout == run(world, "build", *words).stdout
+    assert "only: unknown key" in run(world, "fetch,build", *words, "only=sha256:0").stderr
+    assert "to: missing" in run(world, "fetch,build,push", *words).stderr
+
+
+def test_the_first_command_that_fails_is_the_last(world: World, tmp_path: Path) -> None:
+    words = [f"lock={world.lock_file}", f"cache={tmp_path / 'cache'}", "arch=sm89", f"out={tmp_path / 'out'}"]
+    done = run(world, "build,push", *words, "to=127.0.0.1:1/a/b:c")
+    assert done.returncode == 1
+    assert "bring it with" in done.stderr
+    assert "127.0.0.1" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
         ([], 2, ""),
+        (["build,psuh"], 2, "error: psuh: unknown command; did you mean push?"),
         (["biuld"], 2, "error: biuld: unknown command; did you mean build?"),
         (["build", "arch=sm91"], 2, "error: arch: got 'sm91', expected one of cpu, sm80, sm86, sm89, sm90; did you mean sm90?"),
         (["build", "arch=sm89", "relase=2.3.0"], 2, "error: relase: unknown key; did you mean release?"),

@@ -14,8 +14,9 @@ from images.digest import Digest
 from images.entries import Entry, check_path
 from images.errors import BadSource, DigestMismatch, ImageError, UnsafePath
 from images.lock import File
+from images.places import Place, owned_paths, replacing
 from images.tar import write_tar
-from images.wheels import Place, check_tags, owned_paths, replacing, wheel_entries
+from images.wheels import check_tags, wheel_entries
 from tests.images.laws.small import OLD, SITE, wheel
 from tests.images.laws.strategies import SETTINGS, file_sets
 

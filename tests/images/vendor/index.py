@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-__all__ = ["WheelIndex"]
+from ci.hosts.base import PYTHON
+from images.cache import Cache
+from images.index import download_wheels, locked_requirements
+from images.lock import read_lock
+
+__all__ = ["WheelIndex", "index_of_everything"]
+
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 class WheelIndex:
@@ -63,3 +74,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+@contextmanager
+def index_of_everything(lock: Path, folder: Path) -> Iterator[str]:
+    """Serve what the build asks its index for, from what was fetched before: the worker's packages, and the builder's own."""
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True)
+    for packages in read_lock(lock).packages:
+        for file in packages.wheels:
+            shutil.copyfile(Cache().path(file.digest), wheels / file.name)
+    text = (_ROOT / "images" / "requirements.lock").read_text(encoding="utf-8")
+    missing = [
+        line for line in locked_requirements(text, PYTHON) if not list(wheels.glob(line.partition("==")[0].replace("-", "_") + "-*"))
+    ]
+    kept = _ROOT / "dist" / f"ci-wheels-{hashlib.sha256(repr(missing).encode()).hexdigest()[:12]}"
+    if not kept.exists():
+        half = folder / "half"
+        half.mkdir()
+        download_wheels(missing, half, PYTHON)
+        shutil.move(half, kept)
+    for path in [*wheels.iterdir(), *kept.iterdir()]:
+        project = folder / "simple" / path.name.partition("-")[0].lower().replace("_", "-").replace(".", "-")
+        project.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, project / path.name)
+    with WheelIndex(folder / "simple") as index:
+        yield index.url
