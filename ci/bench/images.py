@@ -166,6 +166,7 @@ class Way:
         """Edit the worker, bring the image there, and return what it took and what it sent."""
         with (self.handler / EDITED).open("a", encoding="utf-8") as file:
             file.write(line)
+        os.sync()  # each pays for its own writes: whoever flushes first would wait for all that the one before left
         before = shop.stored()
         return sum(shop.spend(*command) for command in self.commands(image)), float(shop.stored() - before)
 
