@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from handler.cpu.config import ModelConfig
 from handler.cpu.tensors import FloatArray
@@ -109,7 +110,7 @@ class Model:
         layer: Layer,
         rows: FloatArray,
         chunks: Sequence[Chunk],
-        starts: np.ndarray[tuple[int], np.dtype[np.int64]],
+        starts: npt.NDArray[np.int64],
         rotation: tuple[FloatArray, FloatArray],
     ) -> FloatArray:
         config = self.config
