@@ -49,11 +49,11 @@ def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=300)
 
 
-def succeed(*words: str, **variables: str) -> str:
-    """Run a command that must succeed, and return the last line that it printed."""
+def succeed(*words: str, **variables: str) -> list[str]:
+    """Run a command that must succeed, and return the lines that it printed."""
     done = command(*words, **variables)
     assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout.strip().rpartition("\n")[2]
+    return done.stdout.splitlines()
 
 
 def seed_lock(path: Path) -> None:
@@ -82,7 +82,6 @@ def _make(hosts: Hosts, vendor: Vendor, folder: Path) -> dict[str, Image]:
     tables = (f"releases={releases}", f"lock={lock}")
     for words in (["arch=sm80"], ["arch=sm86"], ["arch=cpu", f"model={MODEL}"]):  # the others are made of the same inputs
         succeed("lock", *words, *tables, **vendor.hub.environment())
-        succeed("fetch", *words, *tables, **vendor.hub.environment())
     _keep_packages(lock)
     images = {}
     for architecture in ARCHITECTURES:
@@ -91,9 +90,9 @@ def _make(hosts: Hosts, vendor: Vendor, folder: Path) -> dict[str, Image]:
         for baked in (False, True):
             name = _name(architecture, baked=baked)
             words = [f"arch={architecture}", f"out={out}", *tables, *([f"model={MODEL}"] if baked else [])]
-            digest = succeed("build", *words)
             reference = f"{hosts.registry}/me/worker:{name}"
-            images[name] = Image(digest=digest, reference=reference, pushed=succeed("push", *words, f"to={reference}"))
+            done = succeed("fetch,build,push", *words, f"to={reference}", **vendor.hub.environment())
+            images[name] = Image(digest=done[-2], reference=reference, pushed=done[-1])
     return images
 
 
