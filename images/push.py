@@ -110,7 +110,7 @@ def _send_little(image: Pushable, target: Repository) -> bool:
     paths = {Digest(path.name): path for path in (image.layout / "blobs" / "sha256").iterdir()}
     asked = sorted(paths.keys() - _known(target) - {image.digest})
     with ThreadPoolExecutor(max_workers=_ASKED) as pool:
-        new = [digest for digest, size in zip(asked, pool.map(target.size, asked), strict=True) if size is None]
+        new = [digest for digest, there in zip(asked, pool.map(target.has, asked), strict=True) if not there]
         if sum(paths[digest].stat().st_size for digest in new) > LITTLE:
             return False
         list(pool.map(lambda digest: target.put_blob(digest, _blob(image.layout, digest)), new))

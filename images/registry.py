@@ -146,15 +146,15 @@ class Repository:
             raise DigestMismatch(f"{self.reference.name}: blob {digest}: the registry sent {Digest.of(data)}; use another")
         return data
 
-    def size(self, digest: Digest) -> int | None:
-        """Return a blob's size in bytes, or None where the repository has no such blob."""
+    def has(self, digest: Digest) -> bool:
+        """Tell whether the repository has a blob."""
         try:
-            with self._ask(f"blobs/{digest}", method="HEAD") as answer:
-                return int(answer.headers["Content-Length"])
+            self._ask(f"blobs/{digest}", method="HEAD").close()
         except Refused as refused:
             if refused.status == 404:
-                return None
+                return False
             raise
+        return True
 
     def put_blob(self, digest: Digest, data: bytes) -> None:
         """Give the repository a small blob, in one piece.
