@@ -26,13 +26,17 @@ __all__ = ["TARGET_KEYS", "Command", "Key", "file_named", "parse"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key that a command takes; `bare` means that its value may be given without the key."""
+    """One key that a command takes; `bare` means that its value may be given without the key.
+
+    `check` raises UnknownChoice for a value that cannot be right: that is said before anything is done.
+    """
 
     name: str
     help: str
     required: bool = False
     default: str = ""
     bare: bool = False
+    check: Callable[[str], object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,7 @@ def parse(command: Command, words: Sequence[str]) -> dict[str, str]:
             problems.append(f"{name}: given twice, as {given[name]!r} and {value!r}")
         else:
             given[name] = value
+            problems += _problems(keys[name], value)
     problems += [f"{name}: missing, expected {name}=...: {key.help}" for name, key in keys.items() if key.required and not given.get(name)]
     if problems:
         raise UnknownChoice("\n".join(problems))
@@ -94,6 +99,15 @@ def parse(command: Command, words: Sequence[str]) -> dict[str, str]:
 def file_named(text: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Return the path that a person wrote, from the folder in which ci/just was called, which changes to the repository's."""
     return Path(environment.get("CALLED_FROM", "."), text)
+
+
+def _problems(key: Key, value: str) -> list[str]:
+    try:
+        if key.check and value:
+            key.check(value)
+    except UnknownChoice as error:
+        return [f"{key.name}: {error}"]
+    return []
 
 
 def _looks_like_key(name: str, equals: str) -> bool:

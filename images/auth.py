@@ -10,11 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from images.errors import BadSource
 
@@ -25,7 +24,7 @@ HUB = "docker.io"
 HUB_API = "registry-1.docker.io"
 """Where it answers."""
 
-_HUB_NAMES = (HUB, "index.docker.io", HUB_API, "https://index.docker.io/v1/")
+_HUB_HOSTS = (HUB, "index.docker.io", HUB_API)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +48,44 @@ class AuthFile:
             )
         )
 
-    def basic(self, registry: str) -> str:
+    def basic(self, registry: str, repository: str = "") -> str:
         """Return the value of a basic Authorization header, or nothing where the user has no account.
 
         Raises:
             BadSource: when a file, or the helper that it names for this registry, does not answer as it should.
         """
-        names = _HUB_NAMES if registry == HUB else (registry,)
-        found = next((value for path in self.paths if path.is_file() for value in _accounts(path, names) if value), "")
+        found = next((value for path in self.paths if path.is_file() for value in _accounts(path, registry, repository) if value), "")
         return f"Basic {found}" if found else ""
 
 
-def _accounts(path: Path, names: Iterable[str]) -> Iterator[str]:
-    """Yield what a file has for a registry of these names, in base64: its helper's word, then what is written."""
+def _accounts(path: Path, registry: str, repository: str) -> Iterator[str]:
+    """Yield what a file has for a repository, in base64: its registry's helper's word, then what is written, the most special first."""
     try:
         told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        helpers = dict(told.get("credHelpers") or {})
-        written = {_host(name): str(entry.get("auth") or "") for name, entry in (told.get("auths") or {}).items()}
+        helpers = {_name(key): (key, str(helper)) for key, helper in (told.get("credHelpers") or {}).items()}
+        written = {_name(key): str(entry.get("auth") or "") for key, entry in (told.get("auths") or {}).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BadSource(f"{path}: cannot be read as an auth file: {error}") from None
-    for name in names:
-        if name in helpers:
-            yield _asked(f"docker-credential-{helpers[name]}", name, path)
-        yield written.get(_host(name), "")
+    if registry in helpers:
+        key, helper = helpers[registry]
+        yield _asked(f"docker-credential-{helper}", key, path)
+    parts = [registry, *repository.split("/")]
+    for end in range(len(parts), 0, -1):
+        yield written.get("/".join(parts[:end]), "")
 
 
-def _host(name: str) -> str:
-    return urlsplit(f"//{name.partition('://')[2] or name}").netloc
+def _name(key: str) -> str:
+    """Return the registry or repository that a key of an auth file means; what is kept for another purpose has a name that none has.
+
+    A key is a registry's name, one with a part of its repositories (containers-auth.json(5)), or the address of a registry's API, of which
+    https://index.docker.io/v1/access-token and its like are none.
+    """
+    _, scheme, rest = key.rpartition("://")
+    host, _, path = rest.partition("/")
+    host = HUB if host in _HUB_HOSTS else host
+    if path.strip("/") in ("", "v1", "v2"):
+        return host
+    return key if scheme else f"{host}/{path}"
 
 
 def _asked(helper: str, registry: str, path: Path) -> str:

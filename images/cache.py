@@ -8,12 +8,15 @@ Whoever reads an input checks it again: the name is a promise, not a proof.
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from images.digest import Digest
-from images.errors import Missing
+from images.errors import ImageError, Missing
 
 __all__ = ["CACHE", "Cache"]
 
@@ -46,6 +49,22 @@ class Cache:
             return path
         found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
         raise Missing(f"{what}: got {found} at {path}, expected {size} bytes; bring it with `python -m images fetch {arguments}`")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one process at a time write into the cache.
+
+        Raises:
+            ImageError: when the disk is full or cannot be written, also for what the context does with it.
+        """
+        try:
+            (self.root / "sha256").mkdir(parents=True, exist_ok=True)
+            with (self.root / "fetch.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            said = error.strerror or error
+            raise ImageError(f"cache: {self.root}: cannot be written ({said}); free space, or name another folder with cache=") from None
 
     def known_layer(self, key: Digest) -> tuple[Digest, int] | None:
         """Return digest and size of the layer that was made of the inputs whose description has the digest `key`, if one is known."""

@@ -3,19 +3,17 @@
 The only secret is HF_TOKEN, read from the environment, and sent to the hub alone. Rules, which the tests cite:
 
  1. A file has its final name in the cache only when its bytes have the pinned digest.
- 2. What an interrupted fetch received stays beside it, and the next one asks for the rest.
+ 2. What an interrupted fetch of a pinned file received stays beside it, and the next one asks for the rest.
  3. An origin that is gone, or has other bytes than the pinned ones, is passed over for a mirror; without a mirror it is an error.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +97,7 @@ def bring(wanted: Input, cache: Cache, tell: Tell = print, silent: set[str] | No
     path = cache.path(wanted.digest)
     said: list[ImageError] = []
     silent = set() if silent is None else silent
-    with _alone(cache):
+    with cache.alone():
         if cache.has(wanted.digest, wanted.size):
             return path
         for place in wanted.places:
@@ -121,8 +119,9 @@ def pin(place: Place, size: int, cache: Cache, tell: Tell = print) -> Digest:
     Raises:
         Unreachable: when the place has no such file, or one of another size.
     """
-    with _alone(cache):
+    with cache.alone():
         part = cache.root / "sha256" / f"{Digest.of(place.name.encode()).hex}.part"
+        part.unlink(missing_ok=True)  # nothing tells whether what is there now is what an earlier try has received a part of
         digest = _receive(place, size, part, tell)
         part.replace(cache.path(digest))
     return digest
@@ -165,7 +164,7 @@ def on_web(url: str) -> Place:
 
 def on_hub(repository: str, commit: str, path: str, environment: Mapping[str, str]) -> Place:
     """Return the place of a model's file on the hub, or on the one that HF_ENDPOINT names."""
-    url = f"{environment.get('HF_ENDPOINT') or _HUB}/{repository}/resolve/{commit}/{quote(path)}"
+    url = f"{(environment.get('HF_ENDPOINT') or _HUB).rstrip('/')}/{repository}/resolve/{commit}/{quote(path)}"
     token = environment.get("HF_TOKEN", "")
     secret = {"Authorization": f"Bearer {token}"} if token else {}
     return Place(
@@ -192,7 +191,7 @@ def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[st
         return
     tell(f"fetching {len(missing)} packages of the worker ({sum(file.size for file in missing) / 1e6:.0f} MB)")
     failed = ""
-    with _alone(cache), tempfile.TemporaryDirectory(prefix="images-", dir=cache.root) as folder:
+    with cache.alone(), tempfile.TemporaryDirectory(prefix="images-", dir=cache.root) as folder:
         try:
             from images.index import download_wheels  # and with it pip's ways, which a full cache does not need
 
@@ -211,15 +210,6 @@ def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[st
 def _requirement(file: File) -> str:
     project, version = file.name.split("-")[:2]
     return f"{project}=={version} --hash=sha256:{file.digest.hex}"
-
-
-@contextmanager
-def _alone(cache: Cache) -> Iterator[None]:
-    """Let one process at a time write into a cache."""
-    (cache.root / "sha256").mkdir(parents=True, exist_ok=True)
-    with (cache.root / "fetch.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _say(line: str) -> None:

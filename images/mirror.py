@@ -41,9 +41,7 @@ def mirror(lock: Lock, target: Target, to: str, cache: Cache, model: str = "", t
         Unlocked: when an input is not pinned.
         Unreachable: when a registry fails for good, or an input can be had nowhere.
     """
-    place = Reference.parse(to)
-    if place.tag or place.digest or place.name != to:
-        raise UnknownChoice(f"to: got {to}, expected registry/repository")
+    place = _repository(to)
     fetch(lock, target, cache, model, tell)
     base = lock.base(target)
     copy_base(Reference.parse(base.reference).at(base.manifest.digest), place, base.mirrors, tell)
@@ -52,13 +50,20 @@ def mirror(lock: Lock, target: Target, to: str, cache: Cache, model: str = "", t
     if wheel:
         _copy_files([wheel.file], place, f"wheel-{wheel.file.digest.hex[:16]}", cache, tell)
         entries.append(wheel)
-    _copy_files(packages.wheels, place, f"packages-{packages.engine}-{packages.python}", cache, tell)
+    _copy_files(packages.wheels, place, f"packages-{packages.engine}-{packages.python}-{packages.requirements.hex[:16]}", cache, tell)
     entries.append(packages)
     if model:
         found: Model = lock.model(model, target.arguments)
         _copy_files(found.files, place, f"model-{found.commit[:16]}", cache, tell)
         entries.append(found)
     return lock.having(*(replace(entry, mirrors=tuple(sorted({*entry.mirrors, to}))) for entry in entries))
+
+
+def _repository(text: str) -> Reference:
+    found = Reference.parse(text)
+    if found.tag or found.digest or found.name != text:
+        raise UnknownChoice(f"got {text!r}, expected registry/repository")
+    return found
 
 
 def _copy_files(files: Sequence[File | ModelFile], to: Reference, tag: str, cache: Cache, tell: Tell) -> None:
@@ -118,7 +123,7 @@ COMMAND = Command(
     help="Copy the pinned inputs of an image to a registry of your own, and note it in the lock.",
     keys=(
         *TARGET_KEYS,
-        Key("to", "The repository to copy to, registry/repository.", required=True),
+        Key("to", "The repository to copy to, registry/repository.", required=True, check=_repository),
         Key("model", "A locked model whose files are copied too, org/name."),
         Key("cache", "Another folder than dist/cache."),
     ),

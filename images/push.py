@@ -83,8 +83,7 @@ def push(image: Pushable, to: Reference, mirrors: Iterable[str] = (), tell: Tell
         Unreachable: when a registry fails for good; running it again goes on from there.
         DigestMismatch: when the registry has something else than what was sent; the tag has not moved.
     """
-    if not to.tag:
-        raise UnknownChoice(f"to: got {to}, expected registry/repository:tag")
+    _tagged(str(to))
     target = Repository(to, AuthFile.find(os.environ))
     copy_base(image.base, to, mirrors, tell)
     _send(image, target)
@@ -107,8 +106,9 @@ def _send(image: Pushable, target: Repository) -> None:
 
 def _send_little(image: Pushable, target: Repository) -> bool:
     """Send what the target lacks if that is little, and tell whether it was."""
-    paths = {Digest(path.name): path for path in (image.layout / "blobs" / "sha256").iterdir()}
-    asked = sorted(paths.keys() - _known(target) - {image.digest})
+    folder = image.layout / "blobs" / "sha256"
+    paths = {digest: folder / digest.hex for digest in _named(image.manifest) if (folder / digest.hex).exists()}  # the base's are not there
+    asked = sorted(paths.keys() - _known(target))
     with ThreadPoolExecutor(max_workers=_ASKED) as pool:
         new = [digest for digest, there in zip(asked, pool.map(target.has, asked), strict=True) if not there]
         if sum(paths[digest].stat().st_size for digest in new) > LITTLE:
@@ -140,7 +140,7 @@ def copy_base(base: Reference, to: Reference, mirrors: Iterable[str] = (), tell:
         except ImageError as error:
             said.append(str(error))
         else:
-            if not _has(there, base.digest):
+            if Repository(there, AuthFile.find(os.environ)).manifest(there.tag).digest != base.digest:
                 raise DigestMismatch(f"{there}: the registry has something else than {base.digest}, which was sent; use another")
             return there
     raise Unreachable("\n  ".join([f"{base}: the base cannot be copied to {to.name}:", *said]))
@@ -155,10 +155,14 @@ def _copy(source: str, destination: str, folder: Path | None = None) -> None:
 def _known(target: Repository) -> set[Digest]:
     """Return what the repository has for certain: all that the image names which has the tag now."""
     try:
-        told = target.manifest(target.reference.tag).parsed()
-        return {Digest.parse(blob["digest"]) for blob in (told["config"], *told["layers"])}
+        return _named(target.manifest(target.reference.tag))
     except (ImageError, KeyError, TypeError, ValueError):
         return set()
+
+
+def _named(manifest: Manifest) -> set[Digest]:
+    told = manifest.parsed()
+    return {Digest.parse(blob["digest"]) for blob in (told["config"], *told["layers"])}
 
 
 def _blob(layout: Path, digest: Digest) -> bytes:
@@ -193,9 +197,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _tagged(text: str) -> Reference:
+    found = Reference.parse(text)
+    if not found.tag or found.digest:
+        raise UnknownChoice(f"got {text!r}, expected registry/repository:tag")
+    return found
+
+
 def _run(values: Mapping[str, str]) -> int:
     image = read_pushable(default_folder(values))
-    print(push(image, Reference.parse(values["to"]), mirrors_of(image, values), _say))
+    print(push(image, _tagged(values["to"]), mirrors_of(image, values), _say))
     return 0
 
 
@@ -209,6 +220,6 @@ def mirrors_of(image: Pushable, values: Mapping[str, str]) -> tuple[str, ...]:
 COMMAND = Command(
     name="push",
     help="Push a built image to a registry, and print its digest as the last line.",
-    keys=(*BUILD_KEYS, Key("to", "Where to: registry/repository:tag.", required=True)),
+    keys=(*BUILD_KEYS, Key("to", "Where to: registry/repository:tag.", required=True, check=_tagged)),
     run=_run,
 )

@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from images.auth import HUB, HUB_API, AuthFile
 from images.digest import Digest
 from images.errors import BadSource, DigestMismatch, UnknownChoice, Unreachable
-from images.web import Answer, Refused, ask, is_loopback
+from images.web import Answer, Refused, ask, is_loopback, read_body
 
 __all__ = ["Manifest", "Reference", "Repository"]
 
@@ -119,11 +119,9 @@ class Repository:
             BadSource: when it is none, or not the one that was asked for.
         """
         answer = self._ask(f"manifests/{digest or tag}", headers={"Accept": ", ".join((*_IMAGES, *_INDEXES))})
-        with answer:
-            data = answer.read(_LARGEST + 1)
-            media_type = answer.headers.get_content_type()
+        what, media_type = f"{self.reference.name}: manifest {digest or tag}", answer.headers.get_content_type()
+        data = read_body(answer, _LARGEST, what)
         found = Manifest(data=data, media_type=media_type)
-        what = f"{self.reference.name}: manifest {digest or tag}"
         if len(data) > _LARGEST:
             raise BadSource(f"{what}: more than {_LARGEST} bytes")
         if digest is not None and found.digest != digest:
@@ -140,8 +138,7 @@ class Repository:
 
     def small_blob(self, digest: Digest) -> bytes:
         """Return the content of a small blob, such as an image's configuration, checked."""
-        with self.blob(digest) as answer:
-            data = answer.read(_LARGEST + 1)
+        data = read_body(self.blob(digest), _LARGEST, f"{self.reference.name}: blob {digest}")
         if Digest.of(data) != digest:
             raise DigestMismatch(f"{self.reference.name}: blob {digest}: the registry sent {Digest.of(data)}; use another")
         return data
@@ -195,15 +192,18 @@ class Repository:
     def _authorize(self, challenge: str) -> bool:
         """Answer a registry's challenge, once it has asked; tell whether there is a new answer."""
         scheme, _, rest = challenge.partition(" ")
-        fresh = self._auth.basic(self.reference.registry)
+        fresh = self._auth.basic(self.reference.registry, self.reference.repository)
         if scheme.lower() != "basic":
             said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             if "realm" not in said:
                 return False
             query = urlencode({key: said[key] for key in ("service", "scope") if key in said})
-            with ask(f"{said['realm']}?{query}", secret=_secret(fresh)) as answer:
-                token = json.loads(answer.read(_LARGEST))
-            fresh = f"Bearer {token.get('token') or token.get('access_token')}"
+            answer = ask(f"{said['realm']}?{query}", secret=_secret(fresh))
+            try:
+                token = json.loads(read_body(answer, _LARGEST, said["realm"]))
+                fresh = f"Bearer {token.get('token') or token['access_token']}"
+            except (ValueError, AttributeError, KeyError):
+                raise Unreachable(f"{said['realm']}: the server answered no token; is it a registry's?") from None
         changed = bool(fresh) and fresh != self._authorization
         self._authorization = fresh
         return changed

@@ -22,7 +22,7 @@ from images.auth import AuthFile
 from images.build import cache_from
 from images.cache import Cache
 from images.digest import Digest, file_digest
-from images.errors import BadSource, Unreachable
+from images.errors import BadSource, UnknownChoice, Unreachable
 from images.fetch import on_hub, on_web, pin
 from images.index import download_wheels, locked_requirements, wheel_address
 from images.lock import (
@@ -116,8 +116,7 @@ def resolve_packages(target: Target, known: Lock, cache: Cache, tell: Tell = pri
             tell(f"the worker's packages for Python {target.python}: unchanged, {len(old.wheels)} wheels")
             return old
     text = requirements(target).read_text(encoding="utf-8")
-    (cache.root / "sha256").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="images-", dir=cache.root) as folder:
+    with cache.alone(), tempfile.TemporaryDirectory(prefix="images-", dir=cache.root) as folder:
         download_wheels(locked_requirements(text, target.python), Path(folder), target.python)
         wheels = []
         for path in sorted(Path(folder).iterdir()):
@@ -147,7 +146,10 @@ def resolve_model(repository: str, revision: str, cache: Cache, environment: Map
         digest = Digest(file.sha256) if file.sha256 else pin(place, file.size, cache, tell)
         files.append(ModelFile(path=file.path, size=file.size, digest=digest))
     tell(f"{repository}: commit {listing.commit}, {len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB")
-    return Model(repository=repository, revision=revision or "main", commit=listing.commit, files=tuple(files))
+    try:
+        return Model(repository=repository, revision=revision or "main", commit=listing.commit, files=tuple(files))
+    except ValueError as error:
+        raise UnknownChoice(f"model={repository} revision={revision}: {error}") from None
 
 
 def _check_release(base: Base, target: Target) -> None:

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from images.errors import BadSource, Unreachable
+from images.errors import BadSource
 from images.lock import Layer, Replaced
 from images.places import owned_paths
 from images.registry import Repository
@@ -62,8 +62,6 @@ def _in_layer(repository: Repository, layer: Layer, folder: str, hidden: set[str
                 hides.add(f"{parent}/{leaf.removeprefix(_WHITEOUT)}")
             elif _is_record(name, folder) and not _is_hidden(name, hidden):
                 return (_read(name, member, tar, folder),)
-    except Unreachable:
-        raise
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise BadSource(f"{repository.reference.name}: layer {layer.digest} cannot be read as a tar file ({error})") from None
     hidden |= hides

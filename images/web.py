@@ -1,4 +1,4 @@
-"""Ask a server over HTTP: a secret never follows a redirect, what breaks off is taken up again, and a refusal becomes one sentence."""
+"""Ask a server over HTTP: a secret goes to no other server, what breaks off is taken up again, and a refusal becomes one sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from images.errors import Unreachable
 
-__all__ = ["PAUSES", "Answer", "Refused", "Rest", "Silent", "ask", "is_loopback"]
+__all__ = ["PAUSES", "Answer", "Refused", "Rest", "Silent", "ask", "is_loopback", "read_body"]
 
 Answer = http.client.HTTPResponse
 
@@ -56,14 +57,16 @@ def ask(
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise Unreachable(f"{_shown(url)}: expected an address that begins with https:// or http://")
-    request = urllib.request.Request(url, data, method=method, headers=dict(headers or {}))  # noqa: S310  # checked above
-    if offset:
-        request.add_header("Range", f"bytes={offset}-")
-    for name, value in (secret or {}).items():
-        request.add_unredirected_header(name, value)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}) if is_loopback(url) else urllib.request.ProxyHandler())
+    proxies = urllib.request.ProxyHandler({}) if is_loopback(url) else urllib.request.ProxyHandler()
+    opener = urllib.request.build_opener(proxies, _Redirects())
     reason: Exception
     for pause in (*PAUSES, None):
+        # A new one for each try: on the way through a proxy it is rewritten, and as that it would go out again, in clear text.
+        request = urllib.request.Request(url, data, method=method, headers=dict(headers or {}))  # noqa: S310  # checked above
+        if offset:
+            request.add_header("Range", f"bytes={offset}-")
+        for name, value in (secret or {}).items():
+            request.add_unredirected_header(name, value)
         try:
             answer: Answer = opener.open(request, timeout=_TIMEOUT)
         except urllib.error.HTTPError as error:
@@ -79,6 +82,35 @@ def ask(
         if pause is not None:
             time.sleep(pause)
     raise Silent(f"{method} {_shown(url)}: no answer: {getattr(reason, 'reason', reason)}; check the address and the network") from reason
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects with the method that was asked with, and with the secret as long as they lead to the same server."""
+
+    def redirect_request(self, req: urllib.request.Request, *arguments: Any) -> urllib.request.Request | None:
+        found = super().redirect_request(req, *arguments)
+        if found is not None and req.get_method() == "HEAD":
+            found.method = "HEAD"  # before Python 3.13 it would become a GET
+        if found is not None and _server(found.full_url) == _server(req.full_url) and "Authorization" in req.unredirected_hdrs:
+            found.add_unredirected_header("Authorization", req.unredirected_hdrs["Authorization"])
+        return found
+
+
+def read_body(answer: Answer, most: int, what: str) -> bytes:
+    """Return the whole body of an answer that is at most `most` bytes long, and close it; a longer one is cut at `most` + 1.
+
+    Raises:
+        Unreachable: when it breaks off.
+    """
+    try:
+        with answer:
+            data = answer.read(most + 1)
+            told = int(answer.headers.get("Content-Length") or 0)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unreachable(f"{what}: the answer broke off ({type(error).__name__}); run the command again") from None
+    if len(data) < min(told, most + 1):
+        raise Unreachable(f"{what}: the answer broke off after {len(data)} of {told} bytes; run the command again")
+    return data
 
 
 class Rest(io.RawIOBase):
@@ -139,6 +171,11 @@ class Rest(io.RawIOBase):
             if not piece:
                 raise http.client.IncompleteRead(b"", left)
             left -= len(piece)
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def is_loopback(url: str) -> bool:

@@ -57,7 +57,7 @@ def check_tags(name: str, python: str) -> None:
         raise BadSource(f"{name}: got no wheel's name, expected NAME-VERSION-PYTHON-ABI-PLATFORM.whl") from None
     major, minor = (int(number) for number in python.split("."))
     own, older = f"cp{major}{minor}", {f"cp{major}{number}" for number in range(2, minor + 1)}
-    generic = {f"py{major}", f"py{major}{minor}"}
+    generic = {f"py{major}", *(f"py{major}{number}" for number in range(minor + 1))}
     fits = (own in interpreters and {own, "none"} & set(abis)) or ("abi3" in abis and older & set(interpreters))
     if not (fits or ("none" in abis and generic & set(interpreters))):
         raise BadSource(f"{name}: a wheel for Python {tags[0]} ({tags[1]}), expected one for {own} or py{major}")

@@ -102,6 +102,26 @@ def test_the_first_file_that_knows_a_registry_has_the_say(home: Path) -> None:
     assert [alone.basic("first.example"), alone.basic("docker.io")] == ["", "Basic aHVi"]
 
 
+def test_of_accounts_at_one_registry_the_most_special_one_is_taken(home: Path) -> None:
+    """As containers-auth.json(5) has it; what `docker login` keeps beside an account, for itself, is none."""
+    keep(
+        home / ".docker/config.json",
+        auths={
+            "quay.io": {"auth": "YWxs"},
+            "quay.io/orga": {"auth": "YQ=="},
+            "quay.io/orgb": {"auth": "Yg=="},
+            "quay.io/orgb/one": {"auth": "MQ=="},
+            "https://index.docker.io/v1/": {"auth": "aHVi"},
+            "https://index.docker.io/v1/access-token": {"auth": "YWNjZXNz"},
+            "https://index.docker.io/v1/refresh-token": {"auth": "cmVmcmVzaA=="},
+        },
+    )
+    found = AuthFile.find(os.environ)
+    names = ("quay.io/orga/x", "quay.io/orgb/x", "quay.io/orgb/one", "quay.io/orgab/x", "docker.io/library/python")
+    got = [base64.b64decode(found.basic(*name.split("/", 1)).partition(" ")[2]).decode() for name in names]
+    assert got == ["a", "b", "1", "all", "hub"]
+
+
 def test_where_skopeo_looks_first_when_nobody_has_a_session() -> None:
     """skopeo login writes there as root, who has no XDG_RUNTIME_DIR in most containers."""
     assert AuthFile.find({"HOME": "/home/x"}).paths[0] == Path(f"/run/containers/{os.getuid()}/auth.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ci.modelhub import Fault, ModelHub
 from images import web
 from images.cache import Cache
 from images.digest import Digest
-from images.errors import DigestMismatch, Unreachable
+from images.errors import DigestMismatch, ImageError, Unreachable
 from images.fetch import Input, Place, bring, on_hub, on_web, pin
 from tests.images.made import ROOT
 
@@ -144,6 +145,32 @@ def test_a_file_without_a_known_digest_is_hashed_on_arrival(hub: ModelHub, tmp_p
     digest = pin(place(hub), len(CONTENT), cache)
     assert digest == Digest.of(CONTENT)
     assert cache.has(digest, len(CONTENT))
+
+
+def test_nothing_is_pinned_of_two_files(hub: ModelHub, tmp_path: Path) -> None:
+    """Of what an earlier try received of an address nothing tells that it still has the same file."""
+    cache = Cache(tmp_path / "cache")
+    part = cache.root / "sha256" / f"{Digest.of(place(hub).name.encode()).hex}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"another file's beginning")
+    assert pin(place(hub), len(CONTENT), cache) == Digest.of(CONTENT)
+
+
+def test_a_disk_that_cannot_be_written_is_named(hub: ModelHub, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(ImageError, match=r"cache: .*/cache: cannot be written \(File too large\); free space, or name another"):
+            bring(wanted(place(hub)), Cache(tmp_path / "cache"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"cache: .*/file: cannot be written"):
+        bring(wanted(place(hub)), Cache(tmp_path / "file"))
+
+
+def test_an_endpoint_may_end_with_a_slash() -> None:
+    assert on_hub(NAME, "c0ffee", FILE, {"HF_ENDPOINT": "https://hub.example/"}).name == f"https://hub.example/{NAME}/resolve/c0ffee/{FILE}"
 
 
 def test_only_addresses_of_the_web_are_asked(tmp_path: Path) -> None:

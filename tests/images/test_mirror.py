@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +34,10 @@ def test_with_the_vendor_shut_down_the_mirror_gives_the_same_digest(hosts: Hosts
         before = succeed("build", *tables, f"out={tmp_path / 'before'}")[-1]
     written = read_lock(lock)
     assert [wheel.mirrors for wheel in written.wheels] == [model.mirrors for model in written.models] == [(mirror,)]
+    # What an older lock names stays tagged when a newer one is mirrored, or a registry would collect it as garbage.
+    tags = subprocess.check_output(["skopeo", "list-tags", "--tls-verify=false", f"docker://{mirror}"], text=True)
+    [packages] = [entry for entry in written.packages if entry.engine == "fastdeploy"]
+    assert f"packages-fastdeploy-{packages.python}-{packages.requirements.hex[:16]}" in json.loads(tags)["Tags"]
     # Now neither registry, index nor hub answer, and the cache is empty.
     cache = f"cache={tmp_path / 'cache'}"
     missing = command("build", *tables, cache, f"out={tmp_path / 'after'}")

@@ -18,6 +18,7 @@ import pytest
 
 from ci.hosts.shared import Hosts
 from images import skopeo, web
+from images.digest import Digest
 from images.errors import DigestMismatch, ImageError, Unreachable
 from images.push import copy_base, push
 from images.registry import Reference, Repository
@@ -219,6 +220,25 @@ def test_the_users_account_is_read_from_the_usual_file(hosts: Hosts, target: str
         auth.write_text(json.dumps({"auths": {proxy.address: {"auth": base64.b64encode(b"somebody:pass:word").decode()}}}))
         assert push(image, to) == image.digest
         assert proxy.tokens
+
+
+def test_only_what_the_image_names_is_sent(hosts: Hosts, target: str, tmp_path: Path) -> None:
+    """A killed builder leaves blobs of an image that is not there yet, and part of one."""
+    image = small_image(base_of(hosts), tmp_path / "image", LITTLE)
+    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
+    blobs = image.layout / "blobs" / "sha256"
+    (blobs / ".part-4242").write_bytes(b"half")
+    (blobs / Digest.of(LAYER).hex).write_bytes(LAYER)
+    to = Reference.parse(f"{hosts.registry}/{target}:latest")
+    assert push(image, to) == image.digest
+    assert not Repository(to).has(Digest.of(LAYER))
+
+
+def test_a_registry_that_takes_the_base_and_shows_it_to_nobody_is_told_by_its_own_words(hosts: Hosts, target: str, tmp_path: Path) -> None:
+    image = small_image(base_of(hosts), tmp_path / "image", LITTLE)
+    hidden = Fault(method="GET", path="/manifests/base-", status=403, times=1000)
+    with FaultyRegistry(hosts.registry, hidden) as proxy, pytest.raises(Unreachable, match="the server answered 403"):
+        push(image, Reference.parse(f"{proxy.address}/{target}:latest"))
 
 
 def test_a_folder_that_holds_no_image_is_refused(tmp_path: Path) -> None:

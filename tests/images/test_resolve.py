@@ -11,16 +11,18 @@ import pytest
 
 from ci.hosts.base import BaseLayer, debian_layer, push_layout, write_layout
 from ci.hosts.shared import Hosts
+from ci.modelhub import ModelHub
 from images import web
+from images.cache import Cache
 from images.errors import BadSource, ImageError, UnknownChoice
 from images.index import locked_requirements
 from images.lock import Lock, read_lock, requirements
 from images.registry import Reference, Repository
 from images.releases import Target, read_releases
-from images.resolve import resolve_base
+from images.resolve import resolve_base, resolve_model
 from tests.images.made import Made, command, seed_lock, succeed
 from tests.images.vendor.builds import SITE, tar_of
-from tests.images.vendor.vendor import MODEL, RELEASE, Vendor, vendor_tree
+from tests.images.vendor.vendor import DEMO, MODEL, RELEASE, Vendor, vendor_tree
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -83,6 +85,15 @@ def test_a_model_that_the_hub_lacks_is_an_error(vendor: Vendor, tmp_path: Path) 
     assert done.returncode == 1
     assert "no/such" in done.stderr
     assert (lock.read_bytes() if lock.exists() else b"") == before
+
+
+def test_a_model_that_the_lock_cannot_name_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
+    """A hub's tags may hold more signs than the lock's."""
+    with ModelHub() as hub:
+        commit = hub.add("org/name", DEMO)
+        hub.repositories["org/name"].revisions["v1.0+cu"] = commit
+        with pytest.raises(UnknownChoice, match=r"model=org/name revision=v1\.0\+cu: revision: got 'v1\.0\+cu', expected a branch"):
+            resolve_model("org/name", "v1.0+cu", Cache(tmp_path), hub.environment(), lambda _: None)
 
 
 def target_for(vendor: Vendor, reference: str, tmp_path: Path) -> Target:

@@ -97,6 +97,9 @@ def test_the_first_command_that_fails_is_the_last(world: World, tmp_path: Path) 
     [
         ([], 2, ""),
         (["build,psuh"], 2, "error: psuh: unknown command; did you mean push?"),
+        (["fetch,build,push", "arch=cpu", "to=ghcr.io/Me/x:1"], 2, "error: to: got 'ghcr.io/Me/x:1', expected the name of an image"),
+        (["fetch,build,push", "arch=cpu", "to=ghcr.io/me/x"], 2, "error: to: got 'ghcr.io/me/x', expected registry/repository:tag"),
+        (["mirror", "arch=cpu", "to=ghcr.io/me/x:1"], 2, "error: to: got 'ghcr.io/me/x:1', expected registry/repository"),
         (["biuld"], 2, "error: biuld: unknown command; did you mean build?"),
         (["build", "arch=sm91"], 2, "error: arch: got 'sm91', expected one of cpu, sm80, sm86, sm89, sm90; did you mean sm90?"),
         (["build", "arch=sm89", "relase=2.3.0"], 2, "error: relase: unknown key; did you mean release?"),

@@ -203,6 +203,8 @@ def test_a_wheel_that_was_cut_short_or_tampered_with_is_found_by_name(tmp_path: 
         ("a-1-cp310-cp310-win_amd64.whl", False),
         ("a-1-cp310-cp310-macosx_11_0_arm64.whl", False),
         ("a-1-py2-none-any.whl", False),
+        ("a-1-py38-none-any.whl", True),
+        ("a-1-py311-none-any.whl", False),
         ("a-1.tar.gz", False),
     ],
 )
