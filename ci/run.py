@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from ci.serve.variables import worker_variables
+
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "ci" / "demo_model" / "checkpoint"
 KEYS = ("prompt", "input", "model")
 
 
@@ -20,20 +21,17 @@ def main(arguments: list[str], environment: dict[str, str]) -> None:
             sys.exit(f"run: {key}: unknown, expected one of {', '.join(f'{known}=...' for known in KEYS)}")
     if "prompt" in given and "input" in given:
         sys.exit("run: got both prompt= and input=, expected one of them")
+    if given.get("model") == "":
+        sys.exit("run: model: got nothing, expected a Hugging Face repository (org/name) or a directory")
     called_from = Path(environment.get("CALLED_FROM", "."))
-    if "model" in given:
-        directory = called_from / given["model"]
-        environment["MODEL"] = str(directory) if directory.is_dir() else given["model"]
-    if not any(environment.get(name) for name in ("MODEL", "MODEL_NAME", "MODEL_REPO")):
-        environment |= {"MODEL": str(DEMO), "SERVED_MODEL_NAME": environment.get("SERVED_MODEL_NAME") or "demo"}
-    environment = {"LOG_LEVEL": "WARNING", "ENGINE": "cpu"} | environment
+    variables = {"LOG_LEVEL": "WARNING"} | worker_variables(environment, model=given.get("model", ""))
     job = ["--input", str(called_from / given["input"] if "input" in given else ROOT / "test_input.json")]
     if "prompt" in given:
         body = {"messages": [{"role": "user", "content": given["prompt"]}], "temperature": 0, "stream": True}
         body["stream_options"] = {"include_usage": True}
         job = ["--test_input", json.dumps({"input": {"openai_route": "/v1/chat/completions", "openai_input": body}})]
     os.chdir(ROOT)
-    os.execve(sys.executable, [sys.executable, "-m", "handler", *job], environment)  # noqa: S606  # no shell wanted
+    os.execve(sys.executable, [sys.executable, "-m", "handler", *job], variables)  # noqa: S606  # no shell wanted
 
 
 if __name__ == "__main__":

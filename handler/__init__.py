@@ -2,8 +2,9 @@
 
  1. `__main__`    reads the environment once, has `early` start the engine's interpreter, and `compose` puts together what follows.
  2. `settings`    turns `variables` and the baked file into frozen values, or lists every mistake.
- 3. `models`      finds the weights: a directory, the image, a cache, a volume or a download (`weights/` does the work).
- 4. `engines`     chooses the engine (`fastdeploy/`, or `cpu/`), and has `preflight` look whether it can run here at all;
+ 3. `engines`     chooses the engine (`fastdeploy/`, or `cpu/`), if `gpus` and variables allow it for any checkpoint;
+    `models`      finds the weights: a directory, the image, a cache, a volume or a download (`weights/` does the work).
+ 4. `engines`     fits the engine to them, and has `preflight` look whether they can run here at all;
     `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`);
     `departure`   ends it again when the worker is asked to leave before it serves.
  5. `lifecycle`   says which state the worker is in and which moves are legal.

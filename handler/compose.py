@@ -60,11 +60,13 @@ def _serve(
     balanced = environment.get("RUNPOD_ENDPOINT_TYPE") == "LB"
     queue = "RUNPOD_WEBHOOK_GET_JOB" in environment and not balanced
     job = None if queue or balanced or settings.port or settings.health_port else _local_job(argv)
+    fit = choose_engine(settings)
+    ledger.note("machine checked")
     model = settings.model
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
     ledger.note("weights found")
-    engine, examine = choose_engine(settings, weights)
+    engine, examine = fit(weights)
     launcher = departure.launcher = Launcher(engine, environment, departure.waiting)
     ledger.note("engine chosen")
     with launcher.start() as child:
@@ -88,7 +90,7 @@ def _serve(
             metrics = Metrics(lifecycle, ledger, settings.engine.max_num_seqs, restarts=lambda: launcher.starts - 1)
             if queue:
                 for name, value in serverless.SDK_VARIABLES.items():
-                    environment.setdefault(name, value)
+                    environment[name] = environment.get(name) or value
                 with health.watched_beside(settings, lifecycle, metrics):
                     watched = bool(settings.port or settings.health_port)
                     serverless.serve(running, settings, lifecycle, ledger, metrics if watched else None)

@@ -7,7 +7,8 @@ D2. A piece is posted again when the server refused it (429, 5xx) or the connect
     Retry-After says so. It is not when the server took it and then stayed silent: then it has probably been kept.
 D3. A piece that has not arrived is the last one that was tried. A stream may end early; it never has a hole.
 D4. The result, posted last, holds everything that was yielded, so nothing is lost with a stream that ended early. It is posted again
-    after silence too, and the longest, since a second result changes nothing and a job without one runs into its time limit.
+    after silence too, and the longest, since a second result changes nothing and a job without one runs into its time limit. Hence a
+    Retry-After beyond that time does not end it, as it ends a stream: it is tried once more when the time is over.
 D5. One duplicate cannot be avoided: when the server kept a piece and the connection failed before it said so, the piece comes twice, as a
     whole. Not to post it again would end the stream with every dropped connection, most of which have kept nothing. The result holds it
     once.
@@ -61,10 +62,12 @@ class Patience:
     """Of one try, until the server's silence counts as its answer."""
     after_silence: bool
     """Whether it is tried again then."""
+    to_the_end: bool
+    """Whether it is tried once more when `total` is over, if a pause, such as the server asked for, would last longer."""
 
 
-PIECE = Patience(total=60, silence=20, after_silence=False)
-RESULT = Patience(total=300, silence=60, after_silence=True)
+PIECE = Patience(total=60, silence=20, after_silence=False, to_the_end=False)
+RESULT = Patience(total=300, silence=60, after_silence=True, to_the_end=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +136,12 @@ class Delivery:
         loop = asyncio.get_running_loop()
         deadline, backoff, tries = loop.time() + patience.total, Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), 1
         while failure := await self._try(url, body, patience):
-            pause = max(backoff.pause(), failure.wait)
-            if not failure.again or loop.time() + pause > deadline:
+            pause, left = max(backoff.pause(), failure.wait), deadline - loop.time()
+            if not failure.again or left <= 0 or (pause > left and not patience.to_the_end):
                 return failure
             if tries == 1:
                 log.warning("posting again: %s", failure.what)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, left))
             tries += 1
         if tries > 1:
             log.info("posted with try %d", tries)

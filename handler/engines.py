@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from handler.errors import InvalidSettings, ModelUnavailable
+from handler.errors import EngineFailedToStart, InvalidSettings, ModelUnavailable
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.installed import installed_version
-from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, prepare
-from handler.gpus import Gpu as VisibleGpu
-from handler.gpus import select, visible_gpus
+from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, check, prepare
+from handler.gpus import Gpu as ListedGpu
+from handler.gpus import image_findings, list_gpus, parse_architectures
 from handler.launch import CpuEngine, Engine, free_ports
 from handler.models import Weights
 from handler.settings import Settings
 
-__all__ = ["choose_engine", "has_fastdeploy"]
+__all__ = ["Fit", "choose_engine", "has_fastdeploy"]
 
 log = logging.getLogger(__name__)
+
+Fit: TypeAlias = Callable[[Weights], tuple[Engine, Callable[[], None]]]
+"""Makes the engine for the weights that were found, with the look at whether it can run here."""
 
 
 def has_fastdeploy(settings: Settings) -> bool:
@@ -30,54 +34,71 @@ def has_fastdeploy(settings: Settings) -> bool:
     return kind == "fastdeploy" or (kind == "auto" and bool(installed_version(settings.engine.python)))
 
 
-def choose_engine(settings: Settings, weights: Weights) -> tuple[Engine, Callable[[], None]]:
-    """Return the engine for the checkpoint that was found, and the look at whether it can run here at all.
+def choose_engine(settings: Settings) -> Fit:
+    """Return how the engine is made for a checkpoint, after a look at all that needs none: variables, release, GPUs, driver.
 
-    The look takes a while and changes nothing about the start, so it belongs beside it; it raises EngineFailedToStart when the machine
-    cannot run the engine (wrong architecture, old driver, too little memory), and InvalidSettings for IMAGE_ARCHITECTURES.
+    What is returned takes the weights that were found, and returns the engine and the look at whether it can run here. That look takes a
+    while and changes nothing about the start, so it belongs beside it; it raises EngineFailedToStart when the machine cannot run the
+    engine (too little memory). Before, it raises InvalidSettings for what the checkpoint does not allow, and ModelUnavailable when that
+    has no config.json that can be read, or the engine cannot download it itself.
 
     Raises:
-        InvalidSettings: naming every variable that the engine, the checkpoint or the machine does not allow.
-        ModelUnavailable: when the checkpoint has no config.json that can be read, or the engine cannot download it itself.
-        EngineFailedToStart: when the GPUs cannot be listed.
+        InvalidSettings: naming every variable that the engine or the machine does not allow for any checkpoint.
+        EngineFailedToStart: when the GPUs cannot be listed, or cannot run what the image holds.
     """
     if has_fastdeploy(settings):
-        return _fastdeploy(settings, weights)
+        return _fastdeploy(settings)
     ignored = sorted(name for name in settings.texts if name in variable_names())
     if ignored:
         log.warning("the CPU engine ignores %s", ", ".join(ignored))
+    return functools.partial(_cpu, settings)
+
+
+def _cpu(settings: Settings, weights: Weights) -> tuple[Engine, Callable[[], None]]:
     if weights.directory is None:
         raise ModelUnavailable(f"MODEL_SOURCE={settings.model.origin}: the CPU engine downloads nothing, expected huggingface")
     return CpuEngine(model=weights.directory, served_name=settings.model.served_name, settings=settings.engine), lambda: None
 
 
-def _fastdeploy(settings: Settings, weights: Weights) -> tuple[FastDeployEngine, Callable[[], None]]:
-    release = _release(settings)
-    listed = visible_gpus()
+def _fastdeploy(settings: Settings) -> Fit:
+    release, architectures = _release(settings), _architectures(settings)
+    listed = {gpu.index: gpu for gpu in list_gpus()}
     host = Host(
-        gpus=tuple(Gpu(index=gpu.index, uuid=gpu.uuid) for gpu in listed),
+        gpus=tuple(Gpu(index=gpu.index, uuid=gpu.uuid) for gpu in listed.values()),
         free_ports=free_ports,
-        log_directory=_log_directory(),
+        # Nobody can guess it; `tempfile` would cost each start its imports.
+        log_directory=Path("/tmp", f"fastdeploy-{os.urandom(8).hex()}"),  # noqa: S108
     )
-    config = _config(weights.directory) if weights.directory else {}
-    texts = {**settings.texts, **weights.variables}
-    engine = prepare(settings, weights.model, config, host=host, texts=texts, release=release)
-    gpus = select(listed, settings.texts.get("CUDA_VISIBLE_DEVICES"))
-    return engine, lambda: _examine(engine, gpus, settings, weights)
+    first, *_ = check(settings, host=host, texts=settings.texts, release=release)
+    # How many more are used, the checkpoint's heads decide: they are looked at when those are known.
+    problems, _ = image_findings([listed[first]], architectures, settings.engine.image_cuda)
+    if problems:
+        raise EngineFailedToStart("\n".join(problems))
+
+    def fit(weights: Weights) -> tuple[Engine, Callable[[], None]]:
+        config = _config(weights.directory) if weights.directory else {}
+        texts = {**settings.texts, **weights.variables}
+        engine = prepare(settings, weights.model, config, host=host, texts=texts, release=release)
+        if engine.environment["FD_LOG_DIR"] == str(host.log_directory):
+            host.log_directory.mkdir(mode=0o700)
+        used = tuple(listed[int(index)] for index in engine.environment["CUDA_VISIBLE_DEVICES"].split(","))
+        return engine, lambda: _examine(engine, used, architectures, settings, weights)
+
+    return fit
 
 
-def _examine(engine: FastDeployEngine, gpus: tuple[VisibleGpu, ...], settings: Settings, weights: Weights) -> None:
-    from handler.preflight import Plan, look_at_host, parse_architectures, preflight, require
+def _examine(
+    engine: FastDeployEngine, gpus: tuple[ListedGpu, ...], architectures: tuple[int, ...], settings: Settings, weights: Weights
+) -> None:
+    from handler.preflight import Plan, look_at_host, preflight, require
 
-    try:
-        architectures = parse_architectures(settings.engine.image_architectures)
-    except ValueError as error:
-        raise InvalidSettings([f"IMAGE_ARCHITECTURES: got {settings.engine.image_architectures!r}, expected {error}"]) from None
+    quantization, experts = _quantizations(engine.values.get("quantization") or {})
     plan = Plan(
         architectures=architectures,
         cuda=settings.engine.image_cuda,
         parallel=engine.values.get("tensor_parallel_size", 1),
-        quantization=str(engine.values.get("quantization") or ""),
+        quantization=quantization,
+        experts=experts,
         length=engine.values.get("max_model_len", 0),
         batched=engine.values.get("max_num_batched_tokens", 0),
         requests=settings.engine.max_num_seqs,
@@ -87,6 +108,20 @@ def _examine(engine: FastDeployEngine, gpus: tuple[VisibleGpu, ...], settings: S
     for note in findings.notes:
         log.info("%s", note)
     require(findings)
+
+
+def _architectures(settings: Settings) -> tuple[int, ...]:
+    text = settings.engine.image_architectures
+    try:
+        return parse_architectures(text)
+    except ValueError as error:
+        raise InvalidSettings([f"IMAGE_ARCHITECTURES: got {text!r}, expected {error}"]) from None
+
+
+def _quantizations(value: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the quantization that a value of the flag asks for, and that of routed experts where it is a mixture that tells both."""
+    name, parts = value.get("quantization", ""), (value.get("dense_quant_type"), value.get("moe_quant_type"))
+    return (str(parts[0]), str(parts[1])) if name == "mix_quant" and all(parts) else (str(name), None)
 
 
 def _release(settings: Settings) -> str:
@@ -111,10 +146,3 @@ def _config(model: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelUnavailable(f"{path}: got {type(config).__name__}, expected an object")
     return config
-
-
-def _log_directory() -> Path:
-    """Make the folder for the engine's logs, which nobody else may have made before; `tempfile` would cost each start its imports."""
-    directory = Path("/tmp", f"fastdeploy-{os.urandom(8).hex()}")  # noqa: S108  # nobody can guess it, and nobody else can read it
-    directory.mkdir(mode=0o700)
-    return directory

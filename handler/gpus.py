@@ -1,14 +1,30 @@
-"""Which GPUs this container sees, asked of nvidia-smi: no GPU library is imported, so the answer is there before the engine starts."""
+"""Which GPUs this container sees, asked of nvidia-smi, and whether an image runs on them.
+
+No GPU library is imported, so the answers are there before the engine starts.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess  # noqa: TID251
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from handler.errors import EngineFailedToStart
 
-__all__ = ["QUERY", "Gpu", "explain", "read_gpus", "select", "visible_gpus"]
+__all__ = ["QUERY", "Gpu", "explain", "image_findings", "list_gpus", "parse_architectures", "read_gpus", "with_article"]
+
+log = logging.getLogger(__name__)
+
+ARCHITECTURES = (80, 86, 89, 90)
+"""Compute capabilities for which FastDeploy is published; there is an image of each name."""
+
+_MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
+"""The oldest driver for each major release of CUDA (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html)."""
+
+_DOCUMENTED_DRIVER = 535
+"""The oldest driver that FastDeploy's documentation names."""
 
 QUERY = (
     "--query-gpu=index,name,compute_cap,memory.total,memory.free,driver_version,uuid",
@@ -16,6 +32,9 @@ QUERY = (
 )
 _FIELDS = 7
 _MIB = 1 << 20
+_WORN = 14
+"""nvidia-smi's exit code for a corrupted infoROM, which comes with a whole answer: the GPU works."""
+
 _PATIENCE = 20.0
 """Seconds: a driver that is not kept loaded takes several to answer for eight GPUs."""
 
@@ -80,25 +99,8 @@ def _read_line(line: str) -> Gpu:
     )
 
 
-def select(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that a value of CUDA_VISIBLE_DEVICES leaves, in its order; None means that it is not set.
-
-    By CUDA's rules: entries are numbers or beginnings of UUIDs, and the first that names no GPU hides all that follow. A MIG entry names a
-    part of a GPU, which nvidia-smi does not list, so it counts as none.
-    """
-    if visible is None:
-        return gpus
-    chosen: list[Gpu] = []
-    for entry in (part.strip() for part in visible.split(",")):
-        found = [gpu for gpu in gpus if entry == str(gpu.index) or (entry.startswith("GPU-") and gpu.uuid.startswith(entry))]
-        if len(found) != 1 or found[0] in chosen:
-            break
-        chosen += found
-    return tuple(chosen)
-
-
-def visible_gpus(visible: str | None = None, *, program: str = "nvidia-smi") -> tuple[Gpu, ...]:
-    """Ask `program` and return the GPUs that are left by `visible`, the value of CUDA_VISIBLE_DEVICES, None where it is not set.
+def list_gpus(program: str = "nvidia-smi") -> tuple[Gpu, ...]:
+    """Ask `program` and return the GPUs that it lists, whatever CUDA_VISIBLE_DEVICES says.
 
     Raises:
         EngineFailedToStart: saying why there is none, and what to do.
@@ -113,20 +115,89 @@ def visible_gpus(visible: str | None = None, *, program: str = "nvidia-smi") -> 
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineFailedToStart(f"{program} does not answer ({error}): start on another worker") from None
     said = (answer.stdout + answer.stderr).strip()
-    if answer.returncode:
+    if answer.returncode == _WORN:
+        gpus = _read_worn(answer.stdout, answer.stderr)
+    elif answer.returncode:
         raise EngineFailedToStart(f"{program} failed with exit code {answer.returncode}: {said or 'it said nothing'}{_todo(said)}")
-    listed = read_gpus(answer.stdout)
-    gpus = select(listed, visible)
-    if not listed:
-        raise EngineFailedToStart(f"{program} lists no GPU: this container was given none: choose a GPU endpoint, or set ENGINE=cpu")
+    else:
+        gpus = read_gpus(answer.stdout)
     if not gpus:
-        numbers = ", ".join(str(gpu.index) for gpu in listed)
-        raise EngineFailedToStart(
-            f"CUDA_VISIBLE_DEVICES: got {visible!r}, which leaves no GPU of {numbers}: unset it, or name some of these"
-        )
+        raise EngineFailedToStart(f"{program} lists no GPU: this container was given none: choose a GPU endpoint, or set ENGINE=cpu")
     return gpus
+
+
+def _read_worn(output: str, complaints: str) -> tuple[Gpu, ...]:
+    """Return the GPUs among the lines of an answer that has warnings between them, and log the warnings."""
+    gpus: list[Gpu] = []
+    for line in f"{output}\n{complaints}".splitlines():
+        try:
+            gpus += read_gpus(line)
+        except EngineFailedToStart:
+            log.warning("nvidia-smi: %s", line.strip())
+    return tuple(gpus)
 
 
 def _todo(said: str) -> str:
     meaning = explain(said)
     return f"; {meaning}" if meaning else ""
+
+
+# --- whether an image runs on them
+
+
+def parse_architectures(text: str) -> tuple[int, ...]:
+    """Return the compute capabilities that a text such as "80,90", "sm80, sm90" or "8.0 9.0" lists.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    names = text.replace(",", " ").split()
+    numbers = [name.lower().removeprefix("sm").lstrip("_").replace(".", "") for name in names]
+    if not all(number.isdecimal() and 10 < int(number) < 1000 for number in numbers):
+        raise ValueError('compute capabilities such as "80,90"')
+    return tuple(sorted({int(number) for number in numbers}))
+
+
+def image_findings(gpus: Sequence[Gpu], architectures: Sequence[int], cuda: str) -> tuple[list[str], list[str]]:
+    """Return the problems, which make a start hopeless, and the notes of an image on these GPUs.
+
+    `architectures` are those that it holds kernels for, and `cuda` is its CUDA, such as "12.6"; empty where it does not say.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    held = "/".join(f"SM{number}" for number in architectures)
+    for name, capability in sorted({(gpu.name, gpu.capability) for gpu in gpus if architectures}, key=str):
+        if capability is None:
+            notes.append(f"this image holds kernels for {held}; the driver does not tell the architecture of the {name}")
+        elif capability not in architectures:
+            problems.append(
+                f"this image holds kernels for {held}; the GPU is {with_article(name)} (SM{capability}): {_way_out(capability)}"
+            )
+    for driver in sorted({gpu.driver for gpu in gpus}):
+        _judge_driver(driver, cuda, problems, notes)
+    return problems, notes
+
+
+def with_article(name: str) -> str:
+    """Return a GPU's name with its article."""
+    return ("an " if name[:1].upper() in "AEIOUN" else "a ") + name
+
+
+def _way_out(capability: int) -> str:
+    if capability in ARCHITECTURES:
+        return f"use the sm{capability} image"
+    return "FastDeploy is not published for it: choose a GPU such as A100 (SM80), A40 (SM86), RTX 4090 or L40S (SM89), H100 (SM90)"
+
+
+def _judge_driver(driver: str, cuda: str, problems: list[str], notes: list[str]) -> None:
+    major, needs = driver.partition(".")[0], cuda.partition(".")[0]
+    oldest = _MINIMUM_DRIVERS.get(int(needs)) if needs.isdecimal() else None
+    if not major.isdecimal():
+        notes.append(f"the driver's version could not be checked: got {driver!r}")
+    elif oldest and int(major) < oldest:
+        problems.append(
+            f"the host's driver is {driver}, and this image's CUDA {cuda} needs {oldest} or newer: "
+            f"choose hosts with CUDA {needs} or newer (allowed CUDA versions of the endpoint)"
+        )
+    elif int(major) < _DOCUMENTED_DRIVER:
+        notes.append(f"the host's driver is {driver}; FastDeploy's documentation asks for {_DOCUMENTED_DRIVER} or newer")

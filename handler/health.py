@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 
 import anyio.from_thread
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from handler.errors import InvalidJob, InvalidSettings, Unavailable, WorkerError, to_openai
@@ -28,6 +29,18 @@ _STATUS = {State.STARTING: 204, State.READY: 200}
 
 _IDLE = 75.0
 """Seconds that a connection may be open without a request on it, or with headers that do not end: more than proxies keep theirs."""
+
+
+def _says_nothing_of_clients(record: logging.LogRecord) -> bool:
+    """Leave out what the server has to say of bytes that are no HTTP, for it quotes them, and a prompt or a key may be among them."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        log.info("refused what is no HTTP request (%s)", type(error).__name__)
+    return not isinstance(error, HttpProcessingError)
+
+
+_server_log = logging.getLogger(f"{__name__}.server")
+_server_log.addFilter(_says_nothing_of_clients)
 
 
 def application(max_body: int = 0) -> web.Application:
@@ -58,7 +71,13 @@ async def listening(app: web.Application, variable: str, port: int) -> AsyncIter
         InvalidSettings: when the port is taken or not allowed.
     """
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1, keepalive_timeout=_IDLE
+        app,
+        access_log=None,
+        logger=_server_log,
+        handle_signals=False,
+        handler_cancellation=True,
+        shutdown_timeout=1,
+        keepalive_timeout=_IDLE,
     )
     await runner.setup()
     try:

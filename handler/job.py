@@ -6,7 +6,8 @@
 
 Native input also takes the names `text` and `input` for the prompt, and sampling parameters such as `max_tokens` beside it. Rules
 that are not obvious: `stream` belongs to the body where there is one, and a `stream` beside `openai_route` or `route` is ignored; a
-value in `sampling_params` wins over the same name beside it; `null` means not given. `ROUTES` is all that may be asked of the engine.
+value in `sampling_params` wins over the same name beside it; `max_new_tokens` is another name of `max_tokens`; `null` means not given.
+`ROUTES` is all that may be asked of the engine.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ whoever runs the deployment, so FastDeploy's control routes stay closed: /v1/pau
 /get_per_expert_tokens_stats, /controller/..., and with them what a later release may add. A list of what is let through needs no news
 of them.
 """
+
+_STREAMLESS = frozenset({"/v1/embeddings", "/v1/reward"})
+"""Routes that answer whole whatever `stream` says: FastDeploy 2.3 to 2.6 does not know the field there."""
 
 _POST_ROUTES = frozenset(path for path, methods in ROUTES.items() if methods == ("POST",))
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -164,6 +168,8 @@ def _check_route(request: Request, field: str) -> None:
     if request.method not in methods:
         message = f"method: got {request.method}, expected {' or '.join(methods)} for {request.path}"
         raise InvalidJob(message, param="method", code="method_not_allowed", status=405)
+    if request.stream and request.path in _STREAMLESS:
+        raise InvalidJob(f"stream: got true, expected false or nothing: {request.path} does not stream", param="stream")
 
 
 def _post(path: str, query: str, body: dict[str, Any], batch: BatchLimits) -> Request:
@@ -184,14 +190,11 @@ def _native(given: Mapping[str, Any], batch: BatchLimits) -> Request:
         if not isinstance(value, bool):
             raise InvalidJob(f"{name}: got {_shown(value)}, expected true or false", param=name)
 
-    body = {name: value for name, value in given.items() if name in _SAMPLING}
-    body |= {name: value for name, value in _object(given.get("sampling_params", {}), "sampling_params").items() if value is not None}
+    body = _sampling({name: value for name, value in given.items() if name in _SAMPLING})
+    body |= _sampling(_object(given.get("sampling_params", {}), "sampling_params"))
     for name in (*_PROMPTS, "stream"):
         if name in body:
             raise InvalidJob(f"sampling_params.{name}: belongs beside sampling_params, not into it", param=f"sampling_params.{name}")
-    if "max_new_tokens" in body:
-        body.setdefault("max_tokens", body.pop("max_new_tokens"))
-        body.pop("max_new_tokens", None)
 
     path = _prompt(given, body, chat=switches["apply_chat_template"])
     native = not switches["use_openai_format"]
@@ -200,6 +203,14 @@ def _native(given: Mapping[str, Any], batch: BatchLimits) -> Request:
         if native:
             body["stream_options"] = {"include_usage": True}
     return Request(method="POST", path=path, body=body, stream=switches["stream"], native=native, batch=batch)
+
+
+def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given of sampling parameters, under the engine's names."""
+    found = {name: value for name, value in given.items() if value is not None}
+    if "max_new_tokens" in found:
+        found = {"max_tokens": found.pop("max_new_tokens")} | found
+    return found
 
 
 def _prompt(given: Mapping[str, Any], body: dict[str, Any], *, chat: bool) -> str:
@@ -228,6 +239,9 @@ def _route(value: object, field: str) -> tuple[str, str]:
     """Return path and query of a route, without a leading `/openai`, without a trailing slash."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidJob(f"{field}: got {_shown(value)}, expected a path such as /v1/chat/completions", param=field)
+    if not value.isascii() or " " in value.strip():
+        message = f"{field}: got {_shown(value)}, expected a path without blanks, characters others than ASCII percent-encoded"
+        raise InvalidJob(message, param=field)
     path, _, query = value.strip().partition("?")
     path = "/" + path.strip("/")
     if path.startswith("/openai/"):
@@ -305,5 +319,9 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    """Return a value as its caller wrote it, in JSON, or its kind where that is too long or JSON has no form for it."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError):
+        return _kind(value)
     return text if len(text) <= 80 else f"{_kind(value)} of {len(text)} characters"

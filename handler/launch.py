@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "CpuEngine", "Engine", "Launcher", "free_ports"]
 
+_MOST_REQUESTS = 4096
+"""Requests that the CPU engine holds at once: as many as MAX_CONCURRENCY may allow, so that only the worker's own limit turns one away."""
+
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +74,7 @@ class CpuEngine:
         """Return the argv of `handler.cpu`, which takes FastDeploy's own flags."""
         argv = [sys.executable, "-m", "handler.cpu", "--model", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--served-model-name", self.served_name, "--max-num-seqs", str(self.settings.max_num_seqs)]
+        argv += ["--max-concurrency", str(_MOST_REQUESTS)]
         if self.settings.max_model_len:
             argv += ["--max-model-len", str(self.settings.max_model_len)]
         return [*argv, "--timeout-graceful-shutdown", str(int(self.settings.stop_timeout))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import time
 from typing import Any
@@ -16,6 +17,9 @@ from handler.settings import Settings
 from handler.sse import FrameSplitter, data_of, is_done
 
 __all__ = ["answer_once"]
+
+_SSE = re.compile(r"(?:data|event|id|retry)?:")
+"""How a piece of a stream begins, which is made of whole frames; any other text is an answer as it is, such as the engine's metrics."""
 
 
 def answer_once(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:
@@ -60,6 +64,9 @@ class _Printer:
             print(text, end="", flush=True)
 
     def _answers(self, piece: Any) -> list[dict[str, Any]]:
+        if isinstance(piece, str) and not _SSE.match(piece):
+            print(piece, end="")
+            return []
         if isinstance(piece, str):
             return [json.loads(data_of(frame) or b"{}") for frame in self._splitter.feed(piece.encode()) if not is_done(frame)]
         if isinstance(piece, dict) and "choices" in piece:

@@ -23,7 +23,10 @@ __all__ = ["Estimate", "Load", "Shape", "cache_per_token", "estimate", "loaded_s
 
 _BITS = {"wint8": 8, "wint4": 4, "wint2": 2, "w8a8": 8, "w4a8": 4, "w4afp8": 4, "modelopt_fp4": 4, "mxfp4": 4}
 _BITS |= {"block_wise_fp8": 8, "wfp8afp8": 8, "tensor_wise_fp8": 8, "weight_only": 8}
-"""Bits of a weight that each of FastDeploy's quantizations leaves; the others (kvcache, mix_quant) keep the weights or say nothing."""
+"""Bits of a weight that each of FastDeploy's quantizations leaves."""
+
+_WHOLE = ("", "kvcache")
+"""What leaves the weights as they are; other names, mix_quant among them, say nothing about their bits."""
 
 _FLOATS = {"F64": 16, "F32": 16, "F16": 16, "BF16": 16}
 """Bits in memory of the types that the engine converts while loading; all others stay as they are."""
@@ -143,18 +146,23 @@ def _experts(config: Mapping[str, Any]) -> int:
     return total
 
 
-def weights_size(directory: Path, quantization: str = "") -> int:
+def weights_size(directory: Path, quantization: str = "", experts: str | None = None) -> int:
     """Return the bytes that the weights of a checkpoint take in memory, over all GPUs, with one of FastDeploy's quantizations or none.
 
+    `experts` is what a mixture (mix_quant) does to routed experts, where `quantization` is what it does to the rest.
+
     Raises:
-        OSError, ValueError: naming a file that cannot be read.
+        OSError, ValueError: naming a file that cannot be read, or a quantization whose bits are not known.
     """
+    for name in (quantization, experts or ""):
+        if name.lower() not in _BITS and name.lower() not in _WHOLE:
+            raise ValueError(f"QUANTIZATION: how many bits {name} leaves is not known")
     total, shape = 0, read_shape(directory)
     ernie = shape is not None and shape.ernie
     for name in weight_files(directory):
         path = directory / name
         sizes = (
-            [_size(tensor, quantization, ernie=ernie) for tensor in tensors(path)]
+            [_size(tensor, quantization, experts, ernie=ernie) for tensor in tensors(path)]
             if path.suffix == ".safetensors"
             else [path.stat().st_size]
         )
@@ -162,12 +170,14 @@ def weights_size(directory: Path, quantization: str = "") -> int:
     return total
 
 
-def _size(tensor: Tensor, quantization: str, *, ernie: bool) -> int:
+def _size(tensor: Tensor, quantization: str, experts: str | None, *, ernie: bool) -> int:
     bits = _FLOATS.get(tensor.dtype)
     if bits is None:
         return tensor.size
     if len(tensor.shape) > 1 and not _KEPT.search(tensor.name):
-        bits = min(bits, _bits(quantization, ernie=ernie, expert=bool(_EXPERT.search(tensor.name))))
+        expert = bool(_EXPERT.search(tensor.name))
+        alone = ernie and experts is None  # a mixture says itself what it does to the rest
+        bits = min(bits, _bits(experts if expert and experts is not None else quantization, ernie=alone, expert=expert))
     return -(-tensor.elements * bits // 8)
 
 

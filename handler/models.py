@@ -66,9 +66,12 @@ def find_weights(model: ModelSettings, *, places: Places | None = None, source: 
     Raises:
         ModelUnavailable: in one sentence: what is missing or wrong, and which variable to set.
     """
-    directory = Path(model.source).expanduser()
-    if directory.is_dir():
-        return _from_directory(directory.resolve(), model)
+    directory = _expanded(model.source)
+    try:
+        if directory.is_dir():
+            return _from_directory(directory.resolve(), model)
+    except OSError as error:
+        raise ModelUnavailable(f"MODEL={model.source}: cannot be read ({error})") from error
     if not _NAME.fullmatch(model.source):
         raise ModelUnavailable(f"MODEL: got {model.source!r}, which is no directory here and no repository name of the form org/name")
     places = places or Places()
@@ -87,6 +90,11 @@ def find_weights(model: ModelSettings, *, places: Places | None = None, source: 
     return _from_hub(model, _own_cache(places), endpoint)
 
 
+def _expanded(path: str) -> Path:
+    """Return the path with its ~ resolved as the library does it: a user whom nobody knows is left as he is written."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises
+
+
 def _from_directory(directory: Path, model: ModelSettings) -> Weights:
     problems = damage(directory)
     if problems:
@@ -99,7 +107,7 @@ def _from_directory(directory: Path, model: ModelSettings) -> Weights:
 def _own_cache(places: Places) -> Path:
     """Return the cache that downloads go to."""
     if places.home:
-        return places.home / "hub"
+        return _expanded(str(places.home)) / "hub"
     if _is_writable(places.volume):
         return places.volume / "huggingface" / "hub"
     from huggingface_hub.constants import HF_HUB_CACHE

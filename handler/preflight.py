@@ -1,4 +1,4 @@
-"""What can be known before anything is loaded: whether this image, this GPU and this checkpoint can work together at all.
+"""What can be known before weights are loaded: whether this image, this GPU and this checkpoint can work together at all.
 
 A hopeless start ends here, in a second and with the way out, instead of after minutes with a kernel that is not there. Only what is certain
 stops a start (`Findings.problems`); what is estimated is printed (`Findings.notes`).
@@ -11,20 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handler.errors import EngineFailedToStart
-from handler.gpus import Gpu, visible_gpus
+from handler.gpus import Gpu, image_findings, with_article
 from handler.memory import Estimate, Load, estimate, read_shape, weights_size
 from handler.weights.progress import size_text
 
-__all__ = ["Disk", "Findings", "Gpu", "Host", "Plan", "look_at_host", "parse_architectures", "preflight", "require", "visible_gpus"]
-
-ARCHITECTURES = (80, 86, 89, 90)
-"""Compute capabilities for which FastDeploy is published; there is an image of each name."""
-
-_MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
-"""The oldest driver for each major release of CUDA (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html)."""
-
-_DOCUMENTED_DRIVER = 535
-"""The oldest driver that FastDeploy's documentation names."""
+__all__ = ["Disk", "Findings", "Host", "Plan", "look_at_host", "preflight", "require"]
 
 _ENGINE_LENGTH = 2048
 """FastDeploy's own default of --max-model-len (2.3 to 2.6)."""
@@ -49,6 +40,8 @@ class Plan:
     parallel: int = 1
     """GPUs that share one copy of the model."""
     quantization: str = ""
+    experts: str | None = None
+    """The quantization of routed experts, where it is another than that of the rest."""
     cache_bits: int = 16
     length: int = 0
     batched: int = 0
@@ -82,19 +75,6 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def parse_architectures(text: str) -> tuple[int, ...]:
-    """Return the compute capabilities that a text such as "80,90", "sm80, sm90" or "8.0 9.0" lists.
-
-    Raises:
-        ValueError: saying what was expected.
-    """
-    names = text.replace(",", " ").split()
-    numbers = [name.lower().removeprefix("sm").lstrip("_").replace(".", "") for name in names]
-    if not all(number.isdecimal() and 10 < int(number) < 1000 for number in numbers):
-        raise ValueError('compute capabilities such as "80,90"')
-    return tuple(sorted({int(number) for number in numbers}))
-
-
 def look_at_host(shm: Path = Path("/dev/shm"), root: Path = Path("/")) -> Host:  # noqa: S108  # looked at, not written
     """Return the sizes of shared memory and of the container's disk."""
     return Host(shm=_disk(shm) if shm.is_dir() else None, root=_disk(root))
@@ -106,17 +86,11 @@ def _disk(path: Path) -> Disk:
 
 
 def preflight(plan: Plan, gpus: tuple[Gpu, ...], host: Host, checkpoint: Path | None) -> Findings:
-    """Return all that speaks against starting `plan` on these GPUs; `checkpoint` is None where the engine downloads it itself."""
-    findings = Findings()
-    used = gpus[: plan.parallel]
-    if len(used) < plan.parallel:
-        findings.problems.append(
-            f"TENSOR_PARALLEL_SIZE: got {plan.parallel}, expected at most {len(gpus)}, the number of GPUs that this container sees"
-        )
-    _check_architecture(plan, used, findings)
-    _check_driver(plan, used, findings)
+    """Return all that speaks against starting `plan` on the GPUs it uses; `checkpoint` is None where the engine downloads it itself."""
+    problems, notes = image_findings(gpus, plan.architectures, plan.cuda)
+    findings = Findings(problems=problems, notes=notes)
     if checkpoint is not None:
-        _check_memory(plan, used, checkpoint, findings)
+        _check_memory(plan, gpus, checkpoint, findings)
     _check_host(plan, host, findings)
     return findings
 
@@ -127,46 +101,9 @@ def require(findings: Findings) -> None:
         raise EngineFailedToStart("\n".join(findings.problems))
 
 
-def _check_architecture(plan: Plan, gpus: tuple[Gpu, ...], findings: Findings) -> None:
-    if not plan.architectures:
-        return
-    held = "/".join(f"SM{number}" for number in plan.architectures)
-    for name, capability in sorted({(gpu.name, gpu.capability) for gpu in gpus}, key=str):
-        if capability is None:
-            findings.notes.append(f"this image holds kernels for {held}; the driver does not tell the architecture of the {name}")
-        elif capability not in plan.architectures:
-            findings.problems.append(f"this image holds kernels for {held}; the GPU is {_a(name)} (SM{capability}): {_way_out(capability)}")
-
-
-def _a(name: str) -> str:
-    return ("an " if name[:1].upper() in "AEIOUN" else "a ") + name
-
-
-def _way_out(capability: int) -> str:
-    if capability in ARCHITECTURES:
-        return f"use the sm{capability} image"
-    return "FastDeploy is not published for it: choose a GPU such as A100 (SM80), A40 (SM86), RTX 4090 or L40S (SM89), H100 (SM90)"
-
-
-def _check_driver(plan: Plan, gpus: tuple[Gpu, ...], findings: Findings) -> None:
-    for driver in sorted({gpu.driver for gpu in gpus}):
-        major = driver.partition(".")[0]
-        cuda = plan.cuda.partition(".")[0]
-        oldest = _MINIMUM_DRIVERS.get(int(cuda)) if cuda.isdecimal() else None
-        if not major.isdecimal():
-            findings.notes.append(f"the driver's version could not be checked: got {driver!r}")
-        elif oldest and int(major) < oldest:
-            findings.problems.append(
-                f"the host's driver is {driver}, and this image's CUDA {plan.cuda} needs {oldest} or newer: "
-                f"choose hosts with CUDA {cuda} or newer (allowed CUDA versions of the endpoint)"
-            )
-        elif int(major) < _DOCUMENTED_DRIVER:
-            findings.notes.append(f"the host's driver is {driver}; FastDeploy's documentation asks for {_DOCUMENTED_DRIVER} or newer")
-
-
 def _check_memory(plan: Plan, gpus: tuple[Gpu, ...], checkpoint: Path, findings: Findings) -> None:
     try:
-        weights = weights_size(checkpoint, plan.quantization)
+        weights = weights_size(checkpoint, plan.quantization, plan.experts)
     except (OSError, ValueError) as error:
         findings.notes.append(f"the GPU memory that the weights need could not be estimated: {error}")
         return
@@ -193,7 +130,7 @@ def _too_large(gpu: Gpu, share: int, plan: Plan, has: str) -> str:
     todo = "choose a larger GPU, more GPUs (TENSOR_PARALLEL_SIZE) or a smaller model"
     if not plan.quantization:
         todo += ", or set QUANTIZATION (wint8, wint4)"
-    return f"the weights alone need {size_text(share)} on GPU {gpu.index}, {_a(gpu.name)}, and {has}: {todo}"
+    return f"the weights alone need {size_text(share)} on GPU {gpu.index}, {with_article(gpu.name)}, and {has}: {todo}"
 
 
 def _story(needed: Estimate, length: int) -> str:

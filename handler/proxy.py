@@ -20,7 +20,7 @@ import yarl
 from handler.batching import Batcher
 from handler.dialect import Exchange
 from handler.engine import SupervisedEngine
-from handler.errors import EngineDied, EngineRejected, EngineTimeout, WorkerError
+from handler.errors import EngineDied, EngineRejected, EngineTimeout
 from handler.job import CHAT, COMPLETIONS, Request
 from handler.native import native_answer, native_piece
 from handler.settings import Limits
@@ -49,8 +49,9 @@ class Proxy:
 
     async def __aenter__(self) -> Proxy:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._limits.stall_timeout)
-        # FastDeploy's server (uvicorn) drops a connection after 5 idle seconds; taking one up at that moment would look like a death.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        # FastDeploy's server drops a connection after 2 idle seconds (gunicorn's default, which it leaves as it is), and taking one up at
+        # that moment would look like a death.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
         loop = asyncio.get_running_loop()
         died = self._died = loop.create_future()
@@ -99,8 +100,8 @@ class Proxy:
     async def _whole(self, exchange: Exchange) -> Any:
         """Return the whole answer to a request that the engine may have been asked to stream."""
         if not exchange.sent.stream:
-            async with self._translated(exchange.sent), self._send(exchange.sent) as response:
-                return exchange.whole(_value(await response.read()))
+            async with self._translated(exchange.sent), self._send(exchange.sent) as arriving:
+                return exchange.whole(_value(await arriving.all()))
         async with contextlib.aclosing(self._frames(exchange.sent)) as arrivals:
             async for frames in arrivals:
                 for frame in frames:
@@ -111,7 +112,7 @@ class Proxy:
         """Move frames from the engine to the batcher until either side ends, and close the batcher with the reason."""
         try:
             await self._while_alive(self._forward(exchange, batcher))
-        except WorkerError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, who waits at the batcher has to learn of it
             batcher.close(error)
         else:
             batcher.close()
@@ -127,8 +128,8 @@ class Proxy:
     async def _frames(self, request: Request) -> AsyncGenerator[list[bytes], None]:
         """Yield the frames of the engine's stream, those together that arrived together; an end without [DONE] is raised."""
         splitter, done, now = FrameSplitter(), False, asyncio.get_running_loop().time
-        async with self._translated(request), self._send(request) as response:
-            async for chunk in response.content.iter_any():
+        async with self._translated(request), self._send(request) as arriving:
+            async for chunk in arriving:
                 self._heard = now()
                 frames = splitter.feed(chunk)
                 done = done or any(map(is_done, frames))
@@ -152,14 +153,15 @@ class Proxy:
             await asyncio.gather(task, return_exceptions=True)
 
     @contextlib.asynccontextmanager
-    async def _send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _send(self, request: Request) -> AsyncIterator[_Arriving]:
         url = self._url.join(yarl.URL(request.path + (f"?{request.query}" if request.query else ""), encoded=True))
         async with self._session.request(request.method, url, json=request.body) as response:
-            if response.status >= 400:
-                raise EngineRejected(response.status, await response.read())
-            if request.stream and response.content_type != "text/event-stream":
-                raise EngineRejected(502, await response.read())
-            yield response
+            with _Arriving(response.content, self._limits.stall_timeout) as arriving:
+                if response.status >= 400:
+                    raise EngineRejected(response.status, await arriving.all())
+                if request.stream and response.content_type != "text/event-stream":
+                    raise EngineRejected(502, await arriving.all())
+                yield arriving
 
     @contextlib.asynccontextmanager
     async def _translated(self, request: Request) -> AsyncIterator[None]:
@@ -188,6 +190,51 @@ class Proxy:
             if self._stalls >= self._limits.fatal_stalls:
                 self._condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
         return EngineTimeout(f"the engine {silent}")
+
+
+class _Arriving:
+    """The bytes of an answer in pieces, as they arrive, while the `with` block lasts.
+
+    A wait for a piece ends with asyncio.TimeoutError after `limit` seconds. The client's own limit ends with its connection, and its
+    reader waits on: when an answer stops being HTTP in the middle, aiohttp 3.14 closes the connection and wakes nobody.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, limit: float) -> None:
+        self._content, self._limit, self._now = content, limit, asyncio.get_running_loop().time
+        self._since = math.inf
+        """When the wait for a piece began, if anybody waits."""
+
+    def __enter__(self) -> _Arriving:
+        self._rest(self._limit)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _rest(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """End a wait that is too long, else look again when it would be: one timer for a request costs less than one for each piece."""
+        left = self._since + self._limit - self._now()
+        if left > 0:
+            self._rest(min(left, self._limit))
+        else:
+            self._content.set_exception(asyncio.TimeoutError())
+
+    def __aiter__(self) -> _Arriving:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._since = self._now()
+        piece = await self._content.readany()
+        self._since = math.inf
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def all(self) -> bytes:
+        return b"".join([piece async for piece in self])
 
 
 def _no_error(frame: bytes) -> bytes:

@@ -41,10 +41,11 @@ log = logging.getLogger(__name__)
 
 SDK_VARIABLES = {
     "RUNPOD_LOG_LEVEL": "INFO",  # the SDK's own default, DEBUG, tells of every poll and every heartbeat
+    "RUNPOD_PING_INTERVAL": "10000",  # milliseconds, the SDK's own default
     "RUNPOD_SKIP_GPU_CHECK": "true",  # it would ask for memory of a GPU that the engine owns by then
     "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",  # a disk filled by the model would end the worker
 }
-"""What the SDK must find in the environment when it is imported, unless the operator says otherwise."""
+"""What the SDK must find in the environment when it is imported, unless the operator says otherwise; empty is unset, but not to the SDK."""
 
 _LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")
 
@@ -68,9 +69,9 @@ def load(environment: Mapping[str, str]) -> types.ModuleType:
         InvalidSettings: naming the variables over which it would break.
     """
     problems = []
-    if (level := environment.get("RUNPOD_LOG_LEVEL", "INFO").upper()) not in _LOG_LEVELS:
+    if (level := _given(environment, "RUNPOD_LOG_LEVEL").upper()) not in _LOG_LEVELS:
         problems.append(f"RUNPOD_LOG_LEVEL: got {level!r}, expected one of {', '.join(_LOG_LEVELS)}")
-    interval = environment.get("RUNPOD_PING_INTERVAL", "10000")
+    interval = _given(environment, "RUNPOD_PING_INTERVAL")
     if not (interval.isascii() and interval.isdigit() and int(interval) >= 1000):
         problems.append(f"RUNPOD_PING_INTERVAL: got {interval!r}, expected milliseconds, at least 1000")
     if problems:
@@ -79,6 +80,10 @@ def load(environment: Mapping[str, str]) -> types.ModuleType:
         import runpod  # noqa: TID251
     loaded: types.ModuleType = runpod
     return loaded
+
+
+def _given(environment: Mapping[str, str], name: str) -> str:
+    return environment.get(name) or SDK_VARIABLES[name]
 
 
 def serve_jobs(runpod: types.ModuleType, work: Work) -> None:
@@ -206,8 +211,9 @@ class _Loop:
         task = self.jobs_tasks[job["id"]] = asyncio.ensure_future(self.handle_job(session, job))
 
         def ended(_: object) -> None:
-            self.jobs_tasks.pop(job["id"], None)  # a job that was stopped before its first step has not done so itself
-            self.job_progress.remove(job["id"])
+            if self.jobs_tasks.get(job["id"]) is task:  # not handed out again meanwhile
+                del self.jobs_tasks[job["id"]]  # a job that was stopped before its first step has not done so itself
+                self.job_progress.remove(job["id"])
             self._room.set()
 
         task.add_done_callback(ended)

@@ -17,7 +17,18 @@ from typing import Any
 from handler.errors import InvalidSettings
 from handler.variables import TABLE, Variable
 
-__all__ = ["BAKED_SETTINGS", "BatchLimits", "EngineSettings", "Limits", "ModelSettings", "Secret", "Settings", "read_settings"]
+__all__ = [
+    "BAKED_SETTINGS",
+    "BatchLimits",
+    "EngineSettings",
+    "Limits",
+    "ModelSettings",
+    "Secret",
+    "Settings",
+    "is_address",
+    "is_header_text",
+    "read_settings",
+]
 
 BAKED_SETTINGS = Path("/local_model_args.json")
 """Where a baked image keeps its settings."""
@@ -144,6 +155,8 @@ def read_settings(
     if values["DEFAULT_MIN_BATCH_SIZE"] > values["DEFAULT_BATCH_SIZE"]:
         got, most = values["DEFAULT_MIN_BATCH_SIZE"], values["DEFAULT_BATCH_SIZE"]
         problems.append(f"DEFAULT_MIN_BATCH_SIZE: got {got}, expected at most DEFAULT_BATCH_SIZE, which is {most}")
+    if (address := values["HF_ENDPOINT"]) and not is_address(address):
+        problems.append(f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co")
     if not _HEALTH_PATH.fullmatch(path := values["HEALTH_CHECK_PATH"]):
         problems.append(f"HEALTH_CHECK_PATH: got {path!r}, expected a plain path such as /ping, not below /v1 or /openai, nor /metrics")
     if problems:
@@ -193,6 +206,22 @@ def read_settings(
         log_level=values["LOG_LEVEL"],
         texts={**environment, **written},
     )
+
+
+def is_header_text(text: str) -> bool:
+    """Say whether a secret may stand in a header; libraries quote one that may not in their errors."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def is_address(text: str) -> bool:
+    """Say whether a text is the address of an HTTP server."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        return is_header_text(text) and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # which only reading the port may tell
+        return False
 
 
 def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict[str, str]:
@@ -290,9 +319,15 @@ def _choice(variable: Variable, text: str) -> str:
     raise ValueError("one of " + ", ".join(variable.choices))
 
 
+def _secret(_: Variable, text: str) -> Secret:
+    if not is_header_text(text):
+        raise ValueError("printable ASCII without blanks or line breaks")
+    return Secret(text)
+
+
 _PARSERS: dict[str, Callable[[Variable, str], Any]] = {
     "text": lambda _, text: text,
-    "secret": lambda _, text: Secret(text),
+    "secret": _secret,
     "integer": _integer,
     "number": _number,
     "boolean": _boolean,
@@ -314,8 +349,13 @@ def _hint(name: str, known: Collection[str], closeness: float = 0.6) -> str:
 
 
 _LOOKS_LIKE_OURS = 0.88
-"""Similarity (difflib's ratio) from which an unknown variable is taken for a misspelt one: MAX_MODEL_LN is 0.96 like MAX_MODEL_LEN; the
-closest innocent pair among common variables of containers is MODEL_DIR and MODEL_ID at 0.82."""
+"""Similarity (difflib's ratio) from which an unknown variable is taken for a misspelt one: MAX_MODEL_LN is 0.96 like MAX_MODEL_LEN, and
+LOGLEVEL, which means the same elsewhere but would say nothing here, 0.94 like LOG_LEVEL. Of the innocent ones, MODEL_DIR is 0.82 like
+MODEL_ID."""
+
+
+_OTHERS = frozenset({"CODE_REVISION"})
+"""What other workers know, and what is more like ours than that: a deployment that moves here may still carry it."""
 
 
 _ENGINE_PREFIX = "FD_"
@@ -323,7 +363,8 @@ _ENGINE_PREFIX = "FD_"
 
 
 def _misspelt(environment: Mapping[str, str], known: Collection[str]) -> list[str]:
-    unknown = sorted(name for name in environment if name not in known and name.isupper() and not name.startswith(_ENGINE_PREFIX))
+    strange = (name for name in environment if name not in known and name not in _OTHERS)
+    unknown = sorted(name for name in strange if name.isupper() and not name.startswith(_ENGINE_PREFIX))
     # A slip spares the first letters or the last; comparing every pair would cost 10 ms of each start.
     similar = {name: [near for near in known if near[:2] == name[:2] or near[-2:] == name[-2:]] for name in unknown}
     hints = ((name, _hint(name, near, _LOOKS_LIKE_OURS)) for name, near in similar.items() if near)

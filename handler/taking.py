@@ -2,7 +2,8 @@
 
 The API answers a poll when it has a job, or after a while without one. A job that it hands out is gone from its queue: if the answer is
 not read, nobody runs the job. Hence a poll that is no longer wanted is not dropped. The sending side of its connection is closed, upon
-which the server knows that nobody waits and hands out nothing; what it had sent before is still read.
+which the server knows that nobody waits and hands out nothing; what it had sent before is still read. An answer that has begun is read
+to its end.
 
 Polls that fail are repeated with growing pauses, and the log tells when that begins, changes and ends, not of every try.
 """
@@ -38,7 +39,10 @@ POLL_LIMIT = 90.0
 """Seconds that a poll may take, as in RunPod's own SDK."""
 
 LAST_WORDS = 1.0
-"""Seconds that the server has to answer a poll whose sending side was closed."""
+"""Seconds that the server has to begin its answer to a poll whose sending side was closed."""
+
+RECEIVING_LIMIT = 60.0
+"""Seconds for the rest of an answer that has begun when its poll is no longer wanted: ten jobs of the largest input at 14 Mbit/s."""
 
 _SHORTEST_POLL = 0.05
 """Seconds between two polls that gave nothing: the server is expected to hold them, but one that does not must not be flooded."""
@@ -105,17 +109,17 @@ class Taker:
         """Return at most `room` jobs as `read_jobs` does, or none: after a poll without one, after a failure, or when leaving."""
         if self._leaving.is_set():
             return []
-        self._hung_up = False
-        began = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._hung_up, self._begun = False, loop.create_future()
+        began = loop.time()
         asking, leaving = asyncio.ensure_future(self._ask(room)), asyncio.ensure_future(self._leaving.wait())
         try:
             await asyncio.wait({asking, leaving}, timeout=POLL_LIMIT, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
-                self._hang_up()
-                await asyncio.wait({asking}, timeout=LAST_WORDS)
+                await self._end(asking)
             jobs, pause = asking.result() if asking.done() else ([], 0.0)
             if not jobs:
-                spent = asyncio.get_running_loop().time() - began
+                spent = loop.time() - began
                 await asyncio.wait({leaving}, timeout=max(pause, _SHORTEST_POLL - spent, 0))
             return jobs
         finally:
@@ -123,14 +127,25 @@ class Taker:
                 task.cancel()
             await asyncio.gather(asking, leaving, return_exceptions=True)
 
+    async def _end(self, asking: asyncio.Future[Any]) -> None:
+        """Wait for a poll that is no longer wanted: shortly until its answer begins, then long enough to receive it."""
+        if not self._begun.done():  # a server that is answering might stop if it saw that nobody waits
+            self._hang_up()
+            await asyncio.wait({asking, self._begun}, timeout=LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
+        if self._begun.done():
+            await asyncio.wait({asking}, timeout=RECEIVING_LIMIT)
+            if not asking.done():
+                log.error("an answer to job-take did not arrive within %g s; jobs that it held are lost", RECEIVING_LIMIT)
+
     async def _ask(self, room: int) -> tuple[list[dict[str, Any]], float]:
         """Return jobs, and for how many seconds to wait before asking again if there are none."""
         try:
             async with self._session.get(self._url(room)) as response:
+                self._begun.set_result(None)
                 body = await response.read()
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            # When leaving, and at the end of a poll's time, this is what was asked for.
-            return [], 0.0 if self._hung_up else self._pace.failed(f"the connection failed ({type(error).__name__}: {error})")
+            asked_for = self._hung_up and not self._begun.done()  # when leaving, and at the end of a poll's time
+            return [], 0.0 if asked_for else self._pace.failed(f"the connection failed ({type(error).__name__}: {error})")
         if response.status == 429:
             pause = self._pace.failed("the server answered 429")
             return [], max(pause, asked_to_wait(response.headers) or _BUSY_PAUSE)
@@ -209,23 +224,21 @@ def _integer(text: str) -> float:
 _MAX_DIGITS = 4300
 _TOO_DEEP = uuid.uuid4().hex
 """Stands for what is nested too deep; random, so that no job can hold it."""
-_SIGN = re.compile(r'\\.|["\[{\]}]', re.DOTALL)
+_SIGN = re.compile(r'"[^"]*"?|[\[{\]}]')
+"""A whole text without escapes, or its begin if it has no end, or what begins or ends a level."""
 
 
 def _shallow(text: str) -> str:
     """Return a JSON text with every array and object below the deepest level allowed replaced by a mark."""
-    kept, depth, start, quoted = [], 0, 0, False
-    for found in _SIGN.finditer(text):
-        sign = found.group()
-        if sign == '"':
-            quoted = not quoted
-        elif quoted or len(sign) > 1:  # of a text, or an escape in it
-            continue
-        elif sign in "[{":
+    kept, depth, start = [], 0, 0
+    plain = text.replace(r"\\", "__").replace(r"\"", "__")  # as long as before, and every quote left begins or ends a text
+    for found in _SIGN.finditer(plain):
+        sign = plain[found.start()]
+        if sign in "[{":
             depth += 1
             if depth == _DEEPEST + 1:
                 kept += [text[start : found.start()], f'"{_TOO_DEEP}"']
-        else:
+        elif sign in "]}":
             if depth == _DEEPEST + 1:
                 start = found.end()
             depth -= 1

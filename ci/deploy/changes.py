@@ -12,7 +12,7 @@ from typing import Any
 
 from ci.deploy.api import Json
 from ci.deploy.errors import Refused
-from ci.deploy.order import Order
+from ci.deploy.order import NO_IDLE_TIME, Order
 
 __all__ = ["REPLACES_WORKERS", "create_body", "differences", "makes_release", "merge", "patch_for", "undo"]
 
@@ -38,8 +38,13 @@ def create_body(order: Order, *, name: str, image: str, cuda: str | None, reques
 
     `requests` is what one worker answers at the same time, `startup` the seconds that its engine may take: RunPod would give it up after
     seven minutes. `cuda` is the floor where the order names none.
+
+    Raises:
+        Refused: when an endpoint of this kind cannot be that.
     """
     balanced = order.type == "lb"
+    if not balanced and order.idle is not None and order.requests is not None:
+        raise Refused(NO_IDLE_TIME)
     env = merge({}, order.env)
     env.setdefault(_PLATFORM_PATIENCE, f"{startup:.0f}")
     if balanced:
@@ -181,13 +186,11 @@ def _check_possible(order: Order, endpoint: Json) -> None:
         problems.append(f"endpoint: {name} runs on CPUs, expected one with GPUs; choose another endpoint=")
     if not order.workers and not (endpoint.get("workers") or {}).get("max"):
         problems.append(f"workers: endpoint {name} may have none (0..0), so that nothing would run; give workers=0..3 or the like")
-    if (
-        order.idle is not None
-        and (endpoint.get("scaling") or {}).get("type") == "REQUEST_COUNT"
-        and held == "queue"
-        and order.delay is None
-    ):
-        problems.append("idle: RunPod takes no idle time where requests decide over the workers of a queue; give delay= too")
+    if order.idle is not None and held != "lb" and order.delay is None:
+        if order.requests is not None:
+            problems.append(NO_IDLE_TIME)
+        elif (endpoint.get("scaling") or {}).get("type") == "REQUEST_COUNT":
+            problems.append("idle: RunPod takes no idle time where requests decide over the workers of a queue; give delay= too")
     if order.delay is not None and held == "lb":
         problems.append("delay: a load balancer has no queue, expected requests=N")
     if problems:

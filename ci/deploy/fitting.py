@@ -13,7 +13,7 @@ from ci.deploy.image import Image
 from ci.deploy.order import hint
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import RELEASES, collect_flags, collect_variables, variable_names
-from handler.preflight import parse_architectures
+from handler.gpus import parse_architectures
 from handler.settings import Settings, read_settings
 from handler.variables import TABLE
 from images.releases import Gpu
@@ -91,7 +91,10 @@ def check_variables(image: Image, env: Mapping[str, str], given: Mapping[str, st
         for name, text in given.items()
         if is_secret(name) and text and not _REFERENCE.fullmatch(text)
     ]
-    texts = {**image.variables, **env}
+    # What a secret will hold is not known here: a word stands for it.
+    texts = {
+        name: "secret" if is_secret(name) and _REFERENCE.fullmatch(text) else text for name, text in {**image.variables, **env}.items()
+    }
     settings = None
     try:
         settings = read_settings(texts, baked=_NO_FILE, engine_names=variable_names())

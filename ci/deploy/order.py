@@ -11,7 +11,7 @@ from typing import Any
 
 from ci.deploy.errors import Refused
 
-__all__ = ["USAGE", "Order", "hint", "read_order"]
+__all__ = ["NO_IDLE_TIME", "USAGE", "Order", "hint", "read_order"]
 
 USAGE = """\
 usage: ci/just deploy image=REPOSITORY[:TAG|@DIGEST] [KEY=VALUE ...]
@@ -42,6 +42,8 @@ usage: ci/just deploy image=REPOSITORY[:TAG|@DIGEST] [KEY=VALUE ...]
 
 RUNPOD_API_KEY holds the key, and is never printed. RUNPOD_API_BASE_URL and RUNPOD_ENDPOINT_BASE_URL name other servers.
 """
+
+NO_IDLE_TIME = "idle: RunPod takes no idle time where requests= decides over the workers of a queue"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,5 +230,6 @@ def _check_together(order: Order, problems: list[str]) -> None:
         problems.append("delay, requests: got both, expected one of them")
     if order.type == "lb" and order.delay is not None:
         problems.append("delay: a load balancer has no queue, expected requests=N")
-    if order.idle is not None and order.requests is not None and order.type != "lb":
-        problems.append("idle: RunPod takes no idle time where requests= decides over the workers of a queue")
+    # Without type= only the endpoint itself tells: `changes` refuses it there.
+    if order.type == "queue" and order.idle is not None and order.requests is not None:
+        problems.append(NO_IDLE_TIME)

@@ -3,13 +3,14 @@
 A client talks to `http://127.0.0.1:8000/v2/local/...` as it will talk to `https://api.runpod.ai/v2/ENDPOINT/...`; behind it the real worker
 takes jobs through the real RunPod SDK.
 
-1. `arguments`     turns `key=value` words into frozen `Options`.
-2. `worker`        starts `python -m handler` as a child process and ends it with everything that it started.
-3. `book`          keeps every job's policy, state and result, as long as the platform does.
-4. `operations`    `/run`, `/runsync`, `/status`, `/stream`, `/cancel`, `/retry`, `/purge-queue`, `/health`.
-5. `openai_route`  `/openai/v1/...`.
-6. `gateway`       puts the routes behind the key, and with them the page at `/` (`page/`).
-7. `__main__`      binds the port, starts the worker, waits, cleans up, and ends with the right exit code.
+1. `variables`     what the worker gets of the caller's environment.
+2. `arguments`     turns `key=value` words into frozen `Options`.
+3. `worker`        starts `python -m handler` as a child process and ends it with everything that it started.
+4. `book`          keeps every job's policy, state and result, as long as the platform does.
+5. `operations`    `/run`, `/runsync`, `/status`, `/stream`, `/cancel`, `/retry`, `/purge-queue`, `/health`.
+6. `openai_route`  `/openai/v1/...`.
+7. `gateway`       puts the routes behind the key, and with them the page at `/` (`page/`).
+8. `__main__`      binds the port, starts the worker, waits, cleans up, and ends with the right exit code.
 
 The job API that the worker uses is `ci.jobserver`. Whatever RunPod does not document is marked "unverified" where it is decided.
 

@@ -6,13 +6,11 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-__all__ = ["DEMO", "Options", "UsageError", "read_arguments"]
+from ci.serve.variables import worker_variables
 
-DEMO = Path(__file__).resolve().parents[1] / "demo_model" / "checkpoint"
-_MODEL_VARIABLES = ("MODEL", "MODEL_NAME", "MODEL_REPO")
-_NAME_VARIABLES = ("SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE")
+__all__ = ["Options", "UsageError", "read_arguments"]
+
 _ENGINES = ("cpu", "fastdeploy", "auto")
 _KEYS = ("port", "model", "engine", "endpoint", "api_key")
 
@@ -56,28 +54,12 @@ def read_arguments(arguments: list[str], environment: Mapping[str, str]) -> Opti
         options = replace(options, endpoint=given["endpoint"])
     if given.get("engine", "cpu") not in _ENGINES:
         raise UsageError(f"engine: got {given['engine']!r}, expected one of {', '.join(_ENGINES)}")
-    return _with_model(options, given, environment)
-
-
-def _with_model(options: Options, given: Mapping[str, str], environment: Mapping[str, str]) -> Options:
-    """Add the worker's variables: those of the environment, changed by what was given, the demo model where none is named."""
-    variables = {name: value for name, value in environment.items() if not name.startswith(("RUNPOD_", "PORT"))}
-    variables |= {"ENGINE": given.get("engine") or environment.get("ENGINE") or "cpu"}
-    named = next((variables[name] for name in _MODEL_VARIABLES if variables.get(name)), "")
-    served = next((variables[name] for name in _NAME_VARIABLES if variables.get(name)), "")
-    if "model" in given:
-        if not given["model"]:
-            raise UsageError("model: got nothing, expected a Hugging Face repository (org/name) or a directory")
-        directory = Path(environment.get("CALLED_FROM", "."), given["model"])
-        for name in _MODEL_VARIABLES:
-            variables.pop(name, None)
-        named = str(directory.resolve()) if directory.is_dir() else given["model"]
-        # Nobody wants to type a path as the name of a model.
-        served = served or (directory.resolve().name if directory.is_dir() else "")
-    elif not named:
-        named, served = str(DEMO), served or "demo"
-    variables |= {"MODEL": named} | ({"SERVED_MODEL_NAME": served} if served else {})
-    return replace(options, model=served or named, variables=variables)
+    if given.get("model") == "":
+        raise UsageError("model: got nothing, expected a Hugging Face repository (org/name) or a directory")
+    variables = worker_variables(environment, model=given.get("model", ""))
+    if "engine" in given:
+        variables["ENGINE"] = given["engine"]
+    return replace(options, model=variables["SERVED_MODEL_NAME"], variables=variables)
 
 
 def _port(text: str) -> int:

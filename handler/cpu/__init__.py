@@ -24,6 +24,7 @@ HTTP to it, exactly as it does to FastDeploy. Read the files in this order; each
 19. __main__.py   command line, threads, exit code
 
 Not here: anything of the rest of `handler` (this is another process), mixture-of-experts or vision models,
-quantised weights, rope scaling, sliding windows, tool-call and reasoning parsers, guided decoding,
-embeddings, authentication, TLS, prefix caching, speculative decoding. Nothing is ever written to disk.
+quantised weights, rope scaling, sliding windows, tool-call and reasoning parsers, guided decoding, chat
+templates that a request brings, embeddings, authentication, TLS, prefix caching, speculative decoding.
+Nothing is ever written to disk.
 """

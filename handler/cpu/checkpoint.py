@@ -29,7 +29,7 @@ def load(
     config = read_config(directory)
     length = _model_length(config, max_model_len)
     _check_memory(directory, config, memory)
-    defaults = read_sampling_defaults(directory)
+    defaults = read_sampling_defaults(directory, config.vocab_size)
     tokenizer = read_tokenizer(directory, prefer_sentencepiece=config.family == "ernie4_5")
     if tokenizer.size > config.vocab_size:
         raise Refusal(

@@ -24,6 +24,8 @@ _FAMILY_OF_ARCHITECTURE = {
 _FAMILIES = ", ".join(sorted(set(_FAMILY_OF_ARCHITECTURE.values())))
 _SUPPORTED = f"a dense model of one of the families {_FAMILIES}"
 _USE_GPU = "serve this model with FastDeploy on a GPU, or choose a dense checkpoint"
+# A repetition penalty divides logits: below this they would leave what float32 holds.
+LOWEST_PENALTY = 1e-6
 _MOE_KEYS = ("moe_num_experts", "num_experts", "num_local_experts", "n_routed_experts")
 _VISION_KEYS = ("vision_config", "visual", "rope_3d", "im_patch_id")
 
@@ -89,8 +91,8 @@ def read_config(directory: Path) -> ModelConfig:
     return parse_config(read_json(path), str(path))
 
 
-def read_sampling_defaults(directory: Path) -> SamplingDefaults:
-    """Read `directory`/generation_config.json if it is there; raise Refusal on wrong types."""
+def read_sampling_defaults(directory: Path, vocab_size: int) -> SamplingDefaults:
+    """Read `directory`/generation_config.json if it is there; raise Refusal on wrong types and ids outside the vocabulary."""
     path = directory / "generation_config.json"
     if not path.is_file():
         return SamplingDefaults()
@@ -99,10 +101,10 @@ def read_sampling_defaults(directory: Path) -> SamplingDefaults:
     return SamplingDefaults(
         temperature=fields.number("temperature", standard.temperature, low=0.0),
         top_p=fields.number("top_p", standard.top_p, low=0.0, high=1.0),
-        repetition_penalty=fields.number("repetition_penalty", standard.repetition_penalty, low=1e-6),
+        repetition_penalty=fields.number("repetition_penalty", standard.repetition_penalty, low=LOWEST_PENALTY),
         frequency_penalty=fields.number("frequency_penalty", standard.frequency_penalty, low=-2.0, high=2.0),
         presence_penalty=fields.number("presence_penalty", standard.presence_penalty, low=-2.0, high=2.0),
-        eos_token_ids=fields.ids("eos_token_id"),
+        eos_token_ids=fields.ids("eos_token_id", vocab_size),
     )
 
 
@@ -129,6 +131,7 @@ def parse_config(raw: JsonObject, source: str) -> ModelConfig:
     fields = _Fields(raw, source)
     family = _family(fields)
     _refuse_unsupported(fields)
+    vocab_size = fields.integer("vocab_size")
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", default=heads)
@@ -139,7 +142,7 @@ def parse_config(raw: JsonObject, source: str) -> ModelConfig:
         raise fields.wrong("head_dim", "an even number")
     return ModelConfig(
         family=family,
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
         layers=fields.integer("num_hidden_layers"),
@@ -154,7 +157,7 @@ def parse_config(raw: JsonObject, source: str) -> ModelConfig:
         qk_norm=family == "qwen3",
         tied_head=fields.boolean("tie_word_embeddings", default=None),
         says_torch_layout=_says_torch_layout(raw),
-        eos_token_ids=fields.ids("eos_token_id"),
+        eos_token_ids=fields.ids("eos_token_id", vocab_size),
     )
 
 
@@ -275,12 +278,15 @@ class _Fields:
             raise self.wrong(key, "true or false")
         return value
 
-    def ids(self, key: str) -> frozenset[int]:
+    def ids(self, key: str, vocab_size: int) -> frozenset[int]:
         value = self.raw.get(key)
         values = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in values):
+        ids = [item for item in values if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
+        if len(ids) < len(values):
             raise self.wrong(key, "a token id or a list of token ids")
-        return frozenset(values)
+        if any(item >= vocab_size for item in ids):
+            raise self.wrong(key, f"token ids below vocab_size of config.json ({vocab_size})")
+        return frozenset(ids)
 
 
 def _short(value: object) -> str:

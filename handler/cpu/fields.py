@@ -48,26 +48,29 @@ class Fields:
             raise self.wrong(name, f"a whole number from {low}" + ("" if high is None else f" to {high}"))
         return value
 
-    def number(self, name: str, default: float, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> float:
-        """Return a finite number from `low` to `high` and greater than `above`."""
+    def number(self, name: str, default: float, *, low: float, high: float = math.inf) -> float:
+        """Return a finite number from `low` to `high`."""
         value = self.raw.get(name)
         if value is None:
             return default
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-        if not fits or not isinstance(value, (int, float)) or value <= above or abs(value) > 1e30:
-            bounds = f"above {above:g}" if above > -math.inf else f"from {low:g}"
-            raise self.wrong(name, f"a number {bounds}" + ("" if high == math.inf else f" to {high:g}"))
+        if not fits or not isinstance(value, (int, float)) or abs(value) > 1e30:
+            raise self.wrong(name, f"a number from {low:g}" + ("" if high == math.inf else f" to {high:g}"))
         return float(value)
 
     def text(self, name: str) -> str | None:
-        """Return a string, None when left out."""
+        """Return a string of whole characters, None when left out."""
         value = self.raw.get(name)
-        if value is not None and not isinstance(value, str):
+        if value is None:
+            return None
+        if not isinstance(value, str):
             raise self.wrong(name, "a string")
+        if not is_whole(value):
+            raise self.wrong(name, "Unicode text without lone surrogates")
         return value
 
     def strings(self, name: str, *, single: bool = False) -> list[str]:
-        """Return a list of strings; with `single`, a bare string counts as a list of one."""
+        """Return a list of strings of whole characters; with `single`, a bare string counts as a list of one."""
         value = self.raw.get(name)
         if single and isinstance(value, str):
             value = [value]
@@ -75,6 +78,8 @@ class Fields:
             return []
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.wrong(name, "a list of strings")
+        if not all(map(is_whole, value)):
+            raise self.wrong(name, "Unicode text without lone surrogates")
         return value
 
     def mapping(self, name: str) -> JsonObject | None:
@@ -104,3 +109,12 @@ class Fields:
             if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < vocab_size:
                 raise BadRequest(f"{name}: got {item!r}, expected token ids from 0 to {vocab_size - 1}", param=name)
         return value
+
+
+def is_whole(text: str) -> bool:
+    """Say whether `text` is free of lone surrogates, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn, TypeAlias
 
-from handler.cpu.config import JsonObject, SamplingDefaults
+from handler.cpu.config import LOWEST_PENALTY, JsonObject, SamplingDefaults
 from handler.cpu.errors import BadRequest
-from handler.cpu.fields import Fields
+from handler.cpu.fields import Fields, is_whole
 from handler.cpu.sampling import SamplingParams
 from handler.cpu.sequence import SequenceSpec
 from handler.cpu.template import ChatTemplate
@@ -117,16 +117,15 @@ class RequestReader:
             raise BadRequest("Field required", param="messages", code="missing_required_parameter")
         if not messages:
             raise BadRequest("messages must not be an empty list", param="messages")
+        if fields.raw.get("chat_template") is not None:
+            # A template may loop in loops without end, in the process that answers everybody, and Jinja has no bound for that.
+            message = "chat_template: not supported by the CPU engine, which renders the checkpoint's own template only"
+            raise BadRequest(message, param="chat_template", code="unsupported_value")
         flat = [_flat_message(number, message) for number, message in enumerate(messages)]
         if fields.flag("disable_chat_template"):
             text = "\n".join(str(message.get("content") or "") for message in flat)
         else:
-            text = self.template.render(
-                flat,
-                tools=fields.objects("tools"),
-                arguments=fields.mapping("chat_template_kwargs"),
-                source=fields.text("chat_template"),
-            )
+            text = self.template.render(flat, tools=fields.objects("tools"), arguments=fields.mapping("chat_template_kwargs"))
         return [self._encoded(text, "messages")]
 
     def _completion_prompts(self, fields: Fields) -> list[Prompt]:
@@ -150,10 +149,8 @@ class RequestReader:
         return Prompt(tokens=ids, text=self.tokenizer.decode(ids))
 
     def _encoded(self, text: str, param: str) -> Prompt:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRequest(f"{param}: got a lone surrogate, expected Unicode text", param=param) from error
+        if not is_whole(text):
+            raise BadRequest(f"{param}: got a lone surrogate, expected Unicode text", param=param)
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise BadRequest(f"{param}: got an empty prompt, expected at least one token", param=param)
@@ -166,7 +163,7 @@ class RequestReader:
             top_p=fields.number("top_p", defaults.top_p, low=0.0, high=1.0),
             top_k=max(0, fields.integer("top_k", 0, low=-1)),
             min_p=fields.number("min_p", 0.0, low=0.0, high=1.0),
-            repetition_penalty=fields.number("repetition_penalty", defaults.repetition_penalty, above=0.0),
+            repetition_penalty=fields.number("repetition_penalty", defaults.repetition_penalty, low=LOWEST_PENALTY),
             frequency_penalty=fields.number("frequency_penalty", defaults.frequency_penalty, low=-2.0, high=2.0),
             presence_penalty=fields.number("presence_penalty", defaults.presence_penalty, low=-2.0, high=2.0),
             seed=fields.optional_integer("seed", low=0, high=_SEED_LIMIT),

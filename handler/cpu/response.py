@@ -249,8 +249,8 @@ class Answer:
 
 
 def encode(value: object) -> bytes:
-    """Return compact JSON in UTF-8, as FastDeploy writes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """Return compact JSON in UTF-8, as FastDeploy writes it; a lone surrogate, which only an error may quote, becomes `?`."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def error_frame(body: dict[str, object]) -> bytes:

@@ -25,7 +25,7 @@ _FIRST_CANDIDATES = 256
 
 
 class SamplingError(Exception):
-    """No token can be chosen: the logits are not numbers, or every token is banned."""
+    """No token can be chosen: the logits or what the penalties made of them are not numbers, or every token is banned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,10 @@ class Sampler:
 
     def _draw(self, scores: FloatArray) -> int:
         params = self._params
-        weights = np.exp((scores - scores.max()) / np.float32(params.temperature))
+        peak = scores.max()
+        if not np.isfinite(peak):
+            raise SamplingError("the penalties made a score that is no number")
+        weights = np.exp((scores - peak) / np.float32(params.temperature))
         if params.min_p:
             weights[weights < params.min_p] = 0.0
         if not params.top_k and params.top_p >= 1.0:

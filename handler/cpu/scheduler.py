@@ -7,12 +7,14 @@ prompts. Sequences join and leave between any two steps; an abort takes effect a
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from handler.cpu.model import Chunk, Model
 from handler.cpu.sequence import Event, Sequence, SequenceSpec
+from handler.cpu.tensors import FloatArray
 from handler.cpu.tokenizer import Tokenizer
 
 # Prompt tokens of one step. Alone, a long prompt goes in pieces that fill the matrix products; beside
@@ -38,8 +40,8 @@ class Ticket:
 class Scheduler:
     """Runs sequences on the model; `deliver` is called on the model's thread once a step with its events.
 
-    `failed` is called, also there, when the model raises: every sequence has then ended with an error event
-    and nothing more is taken.
+    What a sequence raises ends that sequence with an error event. `failed` is called, also there, when the model
+    raises: every sequence has then ended with an error event and nothing more is taken.
     """
 
     def __init__(
@@ -122,11 +124,22 @@ class Scheduler:
                 for ticket in [ticket for ticket in self._running if ticket.aborted]:
                     del self._running[ticket]
                 while self._waiting and len(self._running) < self._slots:
-                    ticket = self._waiting.popleft()
-                    self._running[ticket] = Sequence(ticket.spec, self._model.new_cache(), self._tokenizer)
+                    self._begin(self._waiting.popleft())
                 if self._closed or self._running:
                     return not self._closed
                 self._changed.wait()
+
+    def _begin(self, ticket: Ticket) -> None:
+        try:
+            self._running[ticket] = Sequence(ticket.spec, self._model.new_cache(), self._tokenizer)
+        except Exception as error:  # noqa: BLE001 - as in _advance
+            self._deliver([(ticket, _failure(error))])
+
+    def _advance(self, ticket: Ticket, row: FloatArray) -> Event:
+        try:
+            return self._running[ticket].advance(row)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is of this sequence and must not end the others
+            return _failure(error)
 
     def _step(self) -> list[tuple[Ticket, Event]]:
         chunks = self._chunks()
@@ -134,7 +147,7 @@ class Scheduler:
         answering = [ticket for ticket, chunk in chunks if chunk.wants_logits]
         events = []
         for ticket, row in zip(answering, logits, strict=True):
-            event = self._running[ticket].advance(row)
+            event = self._advance(ticket, row)
             events.append((ticket, event))
             if event.finish is not None:
                 with self._changed:
@@ -164,3 +177,8 @@ class Scheduler:
         message = f"the model failed: {type(error).__name__}"
         self._deliver([(ticket, Event(text=message, token=None, finish="error")) for ticket in tickets])
         self._failed(error)
+
+
+def _failure(error: Exception) -> Event:
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return Event(text=f"the sequence failed: {type(error).__name__}", token=None, finish="error")

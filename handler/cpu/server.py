@@ -27,8 +27,8 @@ from handler.cpu.response import Answer, encode, error_frame
 from handler.cpu.scheduler import Overloaded, Scheduler, Ticket
 from handler.cpu.sequence import Event
 
-# A prompt of 131072 tokens is about half a megabyte of text; ids written out are the longest form.
-_BODY_LIMIT = 16 << 20
+# The worker takes 30 MiB and writes them anew in ASCII, where a character of two bytes takes six.
+_BODY_LIMIT = 96 << 20
 _LARGE_BODY = 64 << 10
 # How long a cut waits for handlers to notice, and for the step that is under way.
 _CUT_SECONDS = 5.0
@@ -273,7 +273,7 @@ async def _nothing(_: web.Request) -> web.Response:
 
 @web.middleware
 async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give every error a JSON body; what nobody foresaw is a 500 without its inside."""
+    """Give every error a JSON body; what nobody foresaw is a 500 without its inside, or breaks off an answer that has begun."""
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:
@@ -287,6 +287,9 @@ async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamRes
         raise
     except Exception:  # noqa: BLE001 - the one place where the unforeseen becomes an answer
         traceback.print_exc()
+        if request.writer.output_size and request.transport:
+            # Another head would be taken for a part of the body; nothing more can be said to this client.
+            request.transport.abort()
         return _json(error_body("Internal error", kind="internal_error", code="internal_error"), status=500)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -15,41 +15,27 @@ from handler.cpu.config import JsonObject, read_json
 from handler.cpu.errors import BadRequest, Refusal
 
 _FILE = "chat_template.jinja"
-# Far above any context this engine can hold; stops a template that a request brought from filling memory.
-_RENDERED_LIMIT = 1 << 24
 
 
 class ChatTemplate:
-    """The template of one checkpoint; None as source means it has none and only requests can bring one."""
+    """The template of one checkpoint; None as source means it has none."""
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
-        self._environment = _environment()
         self._special_tokens = special_tokens
-        self._own = None if source is None else self._environment.from_string(source)
+        self._own = None if source is None else _environment().from_string(source)
 
-    def render(
-        self,
-        messages: Sequence[JsonObject],
-        *,
-        tools: object = None,
-        arguments: JsonObject | None = None,
-        source: str | None = None,
-    ) -> str:
-        """Return the prompt of `messages`.
+    def render(self, messages: Sequence[JsonObject], *, tools: object = None, arguments: JsonObject | None = None) -> str:
+        """Return the prompt of `messages`; `arguments` (chat_template_kwargs) become the template's variables.
 
-        `source` replaces the checkpoint's template, `arguments` (chat_template_kwargs) become its variables.
         Raises BadRequest when there is no template or it cannot make sense of the messages.
         """
+        if self._own is None:
+            raise BadRequest("this checkpoint has no chat template: use /v1/completions", param="messages")
         variables = {"add_generation_prompt": True, **self._special_tokens, **(arguments or {}), "messages": messages, "tools": tools}
         try:
-            template = self._own if source is None else self._environment.from_string(source)
-            pieces = [] if template is None else list(_bounded(template.generate(variables)))
+            return self._own.render(variables)
         except Exception as error:
-            param = "messages" if source is None else "chat_template"
-            raise BadRequest(f"{param}: the chat template failed: {type(error).__name__}: {error}", param=param) from error
-        if template is None:
-            raise BadRequest("this checkpoint has no chat template: pass 'chat_template', or use /v1/completions", param="messages")
-        return "".join(pieces)
+            raise BadRequest(f"messages: the chat template failed: {type(error).__name__}: {error}", param="messages") from error
 
 
 def read_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
@@ -86,15 +72,6 @@ def _environment() -> jinja2.Environment:
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now
     return environment
-
-
-def _bounded(pieces: Iterator[str]) -> Iterator[str]:
-    length = 0
-    for piece in pieces:
-        length += len(piece)
-        if length > _RENDERED_LIMIT:
-            raise ValueError(f"it renders more than {_RENDERED_LIMIT} characters")
-        yield piece
 
 
 def _tojson(value: object, indent: int | None = None) -> str:

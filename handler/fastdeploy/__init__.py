@@ -1,7 +1,7 @@
 """Everything that is peculiar to FastDeploy: how it is started, what it must not be asked, what its answers need.
 
  1. `values`, `table`, `flags`      variables -> the flags of a release's own parser, declared in flag_tables/<release>.json.
- 2. `model_config`                  what config.json says about how FastDeploy can run the checkpoint.
+ 2. `model_config`, `devices`       what config.json says about how FastDeploy can run the checkpoint, and on which GPUs it does.
  3. `checks`                        refuses requests that FastDeploy never answers, or answers with nonsense.
  4. `assemble`                      puts a stream together into the answer that FastDeploy gives without one.
  5. `repairs`                       mends what its answers have against OpenAI's schema.

@@ -1,7 +1,7 @@
 """Recognise in the last words of FastDeploy why it failed, and say it in a sentence that tells the operator what to do.
 
 The texts are those that PaddlePaddle, CUDA and FastDeploy print; the first row that matches anywhere wins, so the table goes from the
-specific to the general.
+specific to the general. What is here is not tried again, so a port that somebody was quicker to take is not: every start gets others.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ _CAUSES: dict[str, tuple[str, ...]] = {
         r"ncclUnhandledCudaError",
         r"ncclSystemError",
     ),
-    "a port that FastDeploy needs is taken by another process": (r"Address already in use",),
     "the GPU reported an error; if it comes again on another host, report it to FastDeploy": (
         r"CUDA error\(\d+\)",
         r"cudaError[A-Z]\w+",

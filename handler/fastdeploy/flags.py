@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from handler.errors import InvalidSettings
 from handler.fastdeploy.table import RELEASES, Flag, differences, every_flag, flag_table, listed, to_argv
 from handler.fastdeploy.values import (
     INTEGER_VARIABLES,
@@ -36,9 +35,7 @@ __all__ = [
     "collect_variables",
     "differences",
     "flag_table",
-    "parse_argv",
     "range_problem",
-    "read_flags",
     "to_argv",
     "variable_names",
 ]
@@ -76,20 +73,11 @@ _HIDDEN = Flag(dest="config", options=("--config",))
 """FastDeploy reads it before its parser runs, so that no table has it."""
 
 
-def read_flags(texts: Mapping[str, str], release: str) -> dict[str, Any]:
-    """Return what `texts` (the environment, or what stands in for it) ask of the engine; FASTDEPLOY_EXTRA_ARGS wins over variables.
-
-    Raises:
-        InvalidSettings: naming every variable that is wrong, what it holds and what was expected.
-    """
-    values, problems = collect_flags(texts, release)
-    if problems:
-        raise InvalidSettings(problems)
-    return values
-
-
 def collect_flags(texts: Mapping[str, str], release: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the values that could be read, and one sentence for each text that could not."""
+    """Return what `texts` (the environment, or what stands in for it) ask of the engine, and one sentence for each that cannot be read.
+
+    FASTDEPLOY_EXTRA_ARGS wins over variables.
+    """
     table = flag_table(release)
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -116,18 +104,6 @@ def collect_variables(texts: Mapping[str, str]) -> tuple[dict[str, str], list[st
 def variable_names() -> frozenset[str]:
     """Return the names of all variables that are read here, for whatever release."""
     return frozenset({EXTRA_ARGS, *_readable(), *INTEGER_VARIABLES, *NUMBER_VARIABLES})
-
-
-def parse_argv(argv: Sequence[str], table: Mapping[str, Flag]) -> dict[str, Any]:
-    """Return what the release's parser would store for these words, without its defaults: the inverse of `to_argv`.
-
-    Raises:
-        InvalidSettings: naming every word that is wrong.
-    """
-    values, problems = _parse(argv, table)
-    if problems:
-        raise InvalidSettings(problems)
-    return {dest: value for dest, value in values.items() if value is not None}
 
 
 @functools.cache

@@ -6,6 +6,7 @@ them one at a time, some only after the weights are loaded, in a log that nobody
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from handler.early import SERVER
 from handler.errors import InvalidSettings
+from handler.fastdeploy.devices import Gpu, devices, fit_gpus, visible
 from handler.fastdeploy.flags import collect_flags, collect_variables, flag_table, range_problem, to_argv
 from handler.fastdeploy.model_config import head_counts, is_misread, language_part, layout_problems, longest_context
 from handler.fastdeploy.residue import Residue
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from handler.dialect import Exchange
     from handler.job import Request
 
-__all__ = ["FastDeployEngine", "Gpu", "Host", "prepare"]
+__all__ = ["FastDeployEngine", "Gpu", "Host", "check", "prepare"]
 
 USUAL_LENGTH = 2048
 """FastDeploy's own default for --max-model-len."""
@@ -34,14 +36,6 @@ USUAL_CONCURRENCY = 512
 
 _CHUNK = {True: 8192, False: 2048}
 """Tokens of a step with chunked prefill that FastDeploy takes unasked, by whether the V1 scheduler is on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """One GPU of the machine, as nvidia-smi numbers it; CUDA_VISIBLE_DEVICES may name it by uuid (GPU-...)."""
-
-    index: int
-    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,29 +111,53 @@ def prepare(
     Raises:
         InvalidSettings: naming every text that is wrong, and every value that contradicts another, the checkpoint or the machine.
     """
-    values, problems = collect_flags(texts, release)
-    environment, more = collect_variables(texts)
-    problems += more
-    values = _from_settings(settings, values)
-    problems += _fit_length(values, config)
-    problems += _bad_ranges(values)
-    gpus, more = _visible(texts.get("CUDA_VISIBLE_DEVICES", "").strip(), host.gpus)
-    problems += more
-    problems += _fit_gpus(values, head_counts(config), gpus)
-    problems += _fit_tokens(values, environment)
-    problems += _conflicts(values, environment, settings.port)
-    problems += layout_problems(config)
+    values, environment, gpus, problems = _decide(settings, config, host=host, texts=texts, release=release)
+    problems += layout_problems(config, release)
+    problems += _bad_path(str(model), "MODEL: its weights are in")
     if problems:
         raise InvalidSettings(problems)
     return FastDeployEngine(
         python=settings.engine.python,
         release=release,
         values={**values, "model": str(model), "served_model_name": settings.model.served_name},
-        environment=_environment(environment, texts, host, config, release) | _devices(gpus, values),
+        environment=_environment(environment, texts, host, config, release) | devices(gpus, values),
         free_ports=host.free_ports,
         rules=_rules(settings, values, config, environment, release),
         raw=settings.requests.raw,
     )
+
+
+def check(settings: Settings, *, host: Host, texts: Mapping[str, str], release: str) -> Sequence[int]:
+    """Refuse whatever `prepare` would refuse for any checkpoint, and return the indices of the GPUs that the engine may use.
+
+    Raises:
+        InvalidSettings: naming every text that is wrong, and every value that contradicts another or the machine.
+    """
+    *_, gpus, problems = _decide(settings, None, host=host, texts=texts, release=release)
+    if problems:
+        raise InvalidSettings(problems)
+    return gpus or ()
+
+
+def _decide(
+    settings: Settings, config: Mapping[str, Any] | None, *, host: Host, texts: Mapping[str, str], release: str
+) -> tuple[dict[str, Any], dict[str, str], list[int] | None, list[str]]:
+    """Return the engine's flags, its variables, its GPUs, and what is wrong; `config` is None before a checkpoint is there."""
+    values, problems = collect_flags(texts, release)
+    environment, more = collect_variables(texts)
+    problems += more
+    values = _from_settings(settings, values)
+    if config is not None:
+        problems += _fit_length(values, config)
+    problems += _bad_ranges(values)
+    gpus, more = visible(texts.get("CUDA_VISIBLE_DEVICES", "").strip(), host.gpus)
+    problems += more
+    problems += fit_gpus(values, head_counts(config or {}), gpus)
+    if "max_model_len" in values:  # else the checkpoint decides it
+        problems += _fit_tokens(values, environment)
+    problems += _conflicts(values, environment, settings.port)
+    problems += _bad_path(environment.get("FD_LOG_DIR", ""), "FD_LOG_DIR: got")
+    return values, environment, gpus, problems
 
 
 def _rules(settings: Settings, values: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, str], release: str) -> Rules:
@@ -189,68 +207,6 @@ def _fit_length(values: dict[str, Any], config: Mapping[str, Any]) -> list[str]:
     if longest and length > longest:
         return [f"MAX_MODEL_LEN: got {length}, expected at most {longest}, which is what the model's config.json allows"]
     return []
-
-
-# --- GPUs
-
-
-def _visible(text: str, gpus: tuple[Gpu, ...]) -> tuple[list[int] | None, list[str]]:
-    """Return the indices of the GPUs that the engine may use, None when not known, and what is wrong with CUDA_VISIBLE_DEVICES.
-
-    FastDeploy hands its words to int() and to NVML, which counts the container's GPUs and knows neither uuids nor MIG slices.
-    """
-    if not text:
-        return [gpu.index for gpu in gpus] or None, []
-    found, problems = [], []
-    for word in (word.strip() for word in text.split(",")):
-        index, expected = _one_gpu(word, gpus)
-        if expected:
-            problems.append(f"CUDA_VISIBLE_DEVICES: got {word!r}, expected {expected}")
-        elif index in found:
-            problems.append(f"CUDA_VISIBLE_DEVICES: got {text!r}, which names GPU {index} twice, expected each once")
-        else:
-            found.append(index)
-    return None if problems else found, problems
-
-
-def _one_gpu(word: str, gpus: tuple[Gpu, ...]) -> tuple[int, str]:
-    if word.startswith("MIG-"):
-        return -1, "whole numbers: FastDeploy cannot run on a slice of a GPU (MIG), take a whole one"
-    known = ", ".join(str(gpu.index) for gpu in gpus)
-    if word.startswith("GPU-"):
-        named = [gpu.index for gpu in gpus if gpu.uuid.startswith(word)]
-        return (named[0], "") if len(named) == 1 else (-1, f"whole numbers{f' ({known})' if known else ''}: no one GPU here has this uuid")
-    if not (word.isascii() and word.isdecimal()):
-        return -1, "whole numbers separated by commas"
-    if gpus and int(word) not in {gpu.index for gpu in gpus}:
-        return -1, f"a GPU of this machine: {known}"
-    return int(word), ""
-
-
-def _fit_gpus(values: dict[str, Any], heads: Mapping[str, int], gpus: Sequence[int] | None) -> list[str]:
-    """Spread the model over all GPUs that its heads can be dealt to, unless the operator said over how many."""
-    copies = values.get("data_parallel_size", 1)
-    if "tensor_parallel_size" not in values:
-        most = max(1, min(8, len(gpus or ())) // copies)
-        values["tensor_parallel_size"] = max(size for size in range(1, most + 1) if not any(count % size for count in heads.values()))
-    size = values["tensor_parallel_size"]
-    problems = [
-        f"TENSOR_PARALLEL_SIZE: got {size}, expected a divisor of the model's {name}, which is {count}"
-        for name, count in heads.items()
-        if size > 0 and count % size
-    ]
-    product = f"TENSOR_PARALLEL_SIZE x DATA_PARALLEL_SIZE: got {size} x {copies} = {size * copies}"
-    if gpus is not None and size * copies > len(gpus):
-        problems.append(f"{product}, expected at most {len(gpus)}, the number of visible GPUs")
-    elif size * copies > 8:
-        problems.append(f"{product}, expected at most 8, the GPUs of one machine")
-    return problems
-
-
-def _devices(gpus: Sequence[int] | None, values: Mapping[str, Any]) -> dict[str, str]:
-    """Name exactly as many GPUs as there are ranks: FastDeploy starts one for each name."""
-    ranks = values["tensor_parallel_size"] * values.get("data_parallel_size", 1)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus[:ranks]))} if gpus else {}
 
 
 # --- how the rest fits together
@@ -306,6 +262,15 @@ def _conflicts(values: Mapping[str, Any], environment: Mapping[str, str], worker
             yield f"{', '.join(dict.fromkeys(names))}: got {port} {len(names)} times, expected ports of their own"
 
 
+_OF_THE_SHELL = re.compile(r"""[\s"'`$&|;<>()*?\[\\]""")
+
+
+def _bad_path(path: str, what: str) -> list[str]:
+    """Check a path that FastDeploy writes into the one text by which a shell starts its launcher (LLMEngine._start_worker_service)."""
+    expected = "expected a path without white space and characters of the shell: FastDeploy's launcher does not quote it"
+    return [f"{what} {path!r}, {expected}"] if _OF_THE_SHELL.search(path) else []
+
+
 def _given_ports(values: Mapping[str, Any]) -> list[int]:
     return [port for dest in _PORTS for port in _ports_of(values, dest)]
 
@@ -330,7 +295,7 @@ def _environment(
     }
     if release == "2.5":
         own["FD_ENABLE_REQUEST_DISCONNECT_STOP_INFERENCE"] = "1"  # 2.6 has it on; before 2.5 nothing aborts
-    if is_misread(config):
+    if is_misread(config, release):
         own["FD_FOR_TORCH_MODEL_FORMAT"] = "1"
     logs = Path(passed.get("FD_LOG_DIR", host.log_directory)).absolute()  # a relative one would depend on who starts the process
     return own | dict(passed) | {"FD_LOG_DIR": str(logs)}

@@ -6,8 +6,9 @@ The disk keeps the hub's own cache layout, so that every program that knows the 
  1. A file has its final name only when all its bytes are there and, for every large file, its SHA-256 is the one that the hub names.
  2. What an interrupted download has received stays as `blobs/<digest>.partial`, and the next one, in this process or another, asks for
     the rest. (huggingface_hub alone drops it, so that a start-up limit shorter than the download would never be met.)
- 3. Two workers on one volume share the library's file locks. Where a network file system ignores locks, rule 1 still holds: files are
-    checked before they are renamed, and the second try writes a file that no other process knows.
+ 3. Two workers on one volume share the library's file locks. Where a network file system ignores locks, rule 1 still holds: a worker
+    that finds another at the same partial file, or finds it renamed, leaves it alone; it takes the whole file if that is there by then,
+    and else receives it into a file that no other process knows, as it does after wrong bytes.
  4. `refs` is written last: a reference points to a whole snapshot.
 
 Small files, metadata, redirects, retries and the credentials' reach are huggingface_hub's work.
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handler.errors import ModelUnavailable
-from handler.settings import Secret
+from handler.settings import Secret, is_address, is_header_text
 from handler.weights.progress import Progress, size_text
 from handler.weights.receive import Receiver, is_whole, received
 from handler.weights.shards import damage, holds_checkpoint, snapshot_folder, wanted
@@ -81,13 +82,17 @@ def list_files(repository: str, revision: str, hub: Hub) -> Listing:
     Raises:
         ModelUnavailable: saying what is wrong and which variable to set.
     """
+    _check(hub)
     from huggingface_hub import HfApi
 
     # The library's HTTP client logs every address, and those of contents carry signatures.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     with _explained(repository, revision, hub):
         api = HfApi(endpoint=hub.endpoint or None, token=hub.token.reveal() or None)
-        found = api.model_info(repository, revision=revision or None, files_metadata=True, timeout=10)
+        try:
+            found = api.model_info(repository, revision=revision or None, files_metadata=True, timeout=10)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"JSON of another kind, {type(error).__name__}: {error}") from error
     files = {file.rfilename: file for file in found.siblings or ()}
     chosen = []
     for path in wanted(files):
@@ -131,6 +136,14 @@ def download(listing: Listing, cache: Path, hub: Hub) -> Path:
     if problems:
         raise ModelUnavailable(f"MODEL={listing.repository}: the repository holds no whole checkpoint: {'; '.join(problems)}")
     return snapshot
+
+
+def _check(hub: Hub) -> None:
+    """Refuse what no request can be made of: the library does not import with such an address, and quotes such a token."""
+    if hub.endpoint and not is_address(hub.endpoint):
+        raise ModelUnavailable(f"HF_ENDPOINT: got {hub.endpoint!r}, expected the address of a hub, such as https://huggingface.co")
+    if not is_header_text(hub.token.reveal()):
+        raise ModelUnavailable("HF_TOKEN: got ***, expected printable ASCII without blanks or line breaks")
 
 
 def _check_space(listing: Listing, folder: Path) -> None:
@@ -205,7 +218,7 @@ def _explained(repository: str, revision: str, hub: Hub, cache: Path | None = No
     except LocalEntryNotFoundError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ModelUnavailable(f"{wanted_text}: {_reason(cause, repository, hub, cache)}") from error
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise ModelUnavailable(f"{wanted_text}: {_reason(error, repository, hub, cache)}") from error
 
 
@@ -218,8 +231,10 @@ def _reason(error: Exception, repository: str, hub: Hub, cache: Path | None) -> 
     where = hub.endpoint or ENDPOINT
     if isinstance(error, HfHubHTTPError):
         return _reason_of_answer(error, f"{where}/{repository}", has_token=bool(hub.token))
-    if isinstance(error, httpx2.HTTPError):
+    if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)):
         return f"{where} cannot be reached ({str(error) or type(error).__name__}): check the network, or HF_ENDPOINT if it is set"
+    if isinstance(error, ValueError):
+        return f"{where} does not answer as a hub does ({error}): check HF_ENDPOINT if it is set"
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return f"no space left on the disk of {cache}: enlarge the container disk or the network volume, or set HF_HOME to a larger disk"

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ __all__ = ["Receiver", "is_whole", "received"]
 log = logging.getLogger(__name__)
 
 _BLOCK = 16 << 20
+_PART = 32_000_000_000
+"""Bytes asked for at once: content networks have refused more than 50 GB (huggingface/xet-core issue 238), and so does the library."""
+
 _TRIES = 3
 """Broken connections in a row, none with a new byte, after which a file is given up; the library asks six times in each."""
 
@@ -35,8 +39,11 @@ def is_whole(blobs: Path, sha256: str, size: int) -> bool:
 
 def received(blobs: Path, sha256: str, size: int) -> int:
     """Return how many bytes of a file are on the disk, whole or not."""
-    found = [path.stat().st_size for path in (blobs / sha256, _partial(blobs, sha256)) if path.exists()]
-    return min(max(found, default=0), size)
+    found = 0
+    for path in (blobs / sha256, _partial(blobs, sha256)):
+        with contextlib.suppress(FileNotFoundError):  # also one that another worker names just now
+            found = max(found, path.stat().st_size)
+    return min(found, size)
 
 
 def _partial(blobs: Path, sha256: str) -> Path:
@@ -49,7 +56,8 @@ class Receiver:
     `headers` carry the credentials; the library sends them to the hub's own hosts only.
     """
 
-    def __init__(self, folder: Path, headers: dict[str, str], progress: Progress) -> None:
+    def __init__(self, folder: Path, headers: dict[str, str], progress: Progress, *, part: int = _PART) -> None:
+        self._part = part
         self._blobs, self._headers, self._progress = folder / "blobs", headers, progress
         self._locks = folder.parent / ".locks" / folder.name
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -65,16 +73,19 @@ class Receiver:
             InterruptedError: once `stopped` is set.
         """
         with self._lock(sha256):
-            if is_whole(self._blobs, sha256, size):
-                self._progress.add(size, received=False)
-                return
-            for partial in (_partial(self._blobs, sha256), self._blobs / f"{sha256}.{uuid.uuid4().hex[:8]}.partial"):
-                if self._fill(partial, url, path, size) == sha256:
-                    partial.replace(self._blobs / sha256)
+            own = self._blobs / f"{sha256}.{uuid.uuid4().hex[:8]}.partial"
+            for partial in (_partial(self._blobs, sha256), own):
+                if is_whole(self._blobs, sha256, size):
+                    self._progress.add(size, received=False)
                     return
-                self._progress.add(-partial.stat().st_size, received=False)
-                partial.unlink()
-                log.warning("%s: the bytes received are not those that the hub names", path)
+                try:
+                    if self._fill(partial, url, path, sha256, size):
+                        return
+                    log.warning("%s: the bytes received are not those that the hub names", path)
+                except FileNotFoundError:
+                    if partial == own:
+                        raise
+                    log.warning("%s: another worker, whose locks do not reach here, has the same file in hand", path)
         raise ModelUnavailable(f"{path} arrives damaged: its SHA-256 is not the one that the hub names; try again, or unset HF_ENDPOINT")
 
     @contextlib.contextmanager
@@ -91,31 +102,53 @@ class Receiver:
                     break
             yield
 
-    def _fill(self, partial: Path, url: str, path: str, size: int) -> str:
-        """Bring `partial` to its full length and return the SHA-256 of what it holds."""
-        partial.touch()
-        with partial.open("r+b") as opened:
-            hashed = _Hashed(opened, self)
-            failures = 0
-            while hashed.length < size:
-                before = hashed.length
-                broken = self._ask(url, hashed, size)
-                if broken is not None:
-                    failures = failures + 1 if hashed.length == before else 0
-                    if failures == _TRIES:
-                        raise broken
-                    log.warning("%s: %s; asking for the rest from byte %d", path, str(broken) or type(broken).__name__, hashed.length)
-            return hashed.digest.hexdigest()
+    def _fill(self, partial: Path, url: str, path: str, sha256: str, size: int) -> bool:
+        """Bring `partial` to its full length; give it its final name if its bytes are right, remove it if not, and say which.
+
+        Raises:
+            FileNotFoundError: when another worker has `partial` in hand, or has named it.
+        """
+        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as opened:
+            hashed = _Hashed(opened, self, shared=partial if partial == _partial(self._blobs, sha256) else None)
+            right = False
+            try:
+                self._complete(hashed, url, path, size)
+                if hashed.digest.hexdigest() == sha256:
+                    partial.replace(self._blobs / sha256)
+                    right = True
+                else:
+                    partial.unlink()
+            finally:
+                if not right:
+                    self._progress.add(-hashed.length, received=False)
+            return right
+
+    def _complete(self, hashed: _Hashed, url: str, path: str, size: int) -> None:
+        failures = 0
+        while hashed.length < size:
+            before = hashed.length
+            broken = self._ask(url, hashed, size)
+            if broken is not None:
+                failures = failures + 1 if hashed.length == before else 0
+                if failures == _TRIES:
+                    raise broken
+                log.warning("%s: %s; asking for the rest from byte %d", path, str(broken) or type(broken).__name__, hashed.length)
 
     def _ask(self, url: str, hashed: _Hashed, size: int) -> Exception | None:
-        """Ask for the rest of a file, and return what broke the connection off, if anything did."""
+        """Ask for the next part of a file, mostly all there is, and return what broke the connection off, if anything did."""
         import httpx2
         from huggingface_hub.file_download import http_get
 
+        end = min(hashed.length + self._part, size)
+        headers = self._headers if end == size else self._headers | {"Range": f"bytes=0-{end - 1}"}  # the library moves the 0
         try:
-            http_get(url, cast(BinaryIO, hashed), resume_size=hashed.length, headers=self._headers, expected_size=size)
+            http_get(url, cast(BinaryIO, hashed), resume_size=hashed.length, headers=headers, expected_size=end)
         except httpx2.TransportError as error:
             return error
+        except OSError:
+            # The library misses its part where a server that knows no ranges has sent the whole file.
+            if hashed.length != size:
+                raise
         return None
 
     def count(self, size: int, *, received: bool = True) -> None:
@@ -129,10 +162,14 @@ class Receiver:
 
 
 class _Hashed:
-    """A file that is written at its end, of which http_get sees what it uses, and which knows the digest of all it holds."""
+    """A file that is written at its end, of which http_get sees what it uses, and which knows the digest of all it holds.
 
-    def __init__(self, file: BinaryIO, receiver: Receiver) -> None:
-        self._file, self._receiver = file, receiver
+    It is written by one: where others know its path, `shared`, and it no longer leads to this file, or there are more bytes than were
+    read and written here, another worker is at it whose locks do not reach here, and FileNotFoundError says so.
+    """
+
+    def __init__(self, file: BinaryIO, receiver: Receiver, *, shared: Path | None) -> None:
+        self._file, self._receiver, self._shared = file, receiver, shared
         self.digest = hashlib.sha256()
         self.length = 0
         while block := file.read(_BLOCK):
@@ -143,8 +180,16 @@ class _Hashed:
         self.length += len(block)
         self._receiver.count(len(block), received=received)
 
+    def _check_alone(self) -> None:
+        if self._shared:
+            there = self._shared.stat()
+            # Fewer bytes may be what a network file system remembers of an earlier look.
+            if there.st_size > self.length or not os.path.samestat(there, os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, "another worker writes this file", str(self._shared))
+
     def write(self, block: bytes) -> int:
         """Append, and hand it to the system at once: what is received must survive the end of this process."""
+        self._check_alone()
         self._file.write(block)
         self._file.flush()
         self._count(block, received=True)
@@ -162,6 +207,7 @@ class _Hashed:
 
     def truncate(self) -> int:
         """Forget everything."""
+        self._check_alone()
         self._file.seek(0)
         self._file.truncate()
         self._receiver.count(-self.length, received=False)

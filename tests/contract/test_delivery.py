@@ -9,6 +9,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -23,8 +24,8 @@ from tests.property.strategies import SETTINGS
 
 pytestmark = pytest.mark.anyio
 
-PIECE = Patience(total=10, silence=0.6, after_silence=False)
-RESULT = Patience(total=20, silence=0.6, after_silence=True)
+PIECE = Patience(total=10, silence=0.6, after_silence=False, to_the_end=False)
+RESULT = Patience(total=20, silence=0.6, after_silence=True, to_the_end=True)
 
 
 @pytest.fixture
@@ -80,6 +81,28 @@ async def test_retry_after_is_waited_for(server: JobServer) -> None:
     assert job.stream == PIECES
 
 
+@pytest.mark.parametrize("retry_after", ["3600", "Tue, 01 Jan 2999 00:00:00 GMT"])
+async def test_a_result_is_tried_once_more_when_its_time_is_over_however_long_the_server_asks_to_wait(
+    server: JobServer, retry_after: str
+) -> None:
+    server.faults["job-done"] = Fault(times=1, status=429, retry_after=retry_after)
+    job = await deliver(server, PIECES, result=replace(RESULT, total=1))
+    assert (job.status, job.done_count, job.result) == ("COMPLETED", 1, {"output": PIECES, "isStream": True})
+    assert job.ended_at
+    assert 1 <= job.ended_at - server.refusals[0].at + 0.1 < 4
+
+
+@pytest.mark.parametrize("retry_after", ["", "3600"])
+async def test_a_result_that_is_never_taken_is_given_up_in_time(server: JobServer, retry_after: str) -> None:
+    server.faults["job-done"] = Fault(times=1000, status=503, retry_after=retry_after)
+    began = time.monotonic()
+    job = await deliver(server, PIECES, result=replace(RESULT, total=1))
+    assert 1 <= time.monotonic() - began < 5
+    assert job.result is None
+    assert server.refusals[-1].at - server.refusals[0].at > 0.8, "the last try is made when the time is over"
+    assert len(server.refusals) == 2 or not retry_after
+
+
 async def test_a_server_that_asks_for_more_time_than_there_is_ends_the_stream(server: JobServer) -> None:
     server.faults["job-stream"] = Fault(times=1, skip=1, status=503, retry_after="3600")
     began = time.monotonic()
@@ -100,7 +123,7 @@ async def test_a_piece_that_is_refused_for_good_ends_the_stream_but_loses_nothin
 async def test_a_server_that_never_takes_a_piece_is_given_up_in_time(server: JobServer) -> None:
     server.faults["job-stream"] = Fault(times=1000, skip=2, status=503)
     began = time.monotonic()
-    job = await deliver(server, PIECES, piece=Patience(total=1.2, silence=1, after_silence=False))
+    job = await deliver(server, PIECES, piece=replace(PIECE, total=1.2, silence=1))
     assert time.monotonic() - began < 4
     assert job.stream == PIECES[:2]
     assert job.result == {"output": PIECES, "isStream": True}

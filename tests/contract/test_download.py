@@ -33,3 +33,26 @@ async def test_a_repository_that_is_not_there_is_one_clear_sentence(tmp_path: Pa
             assert await worker.wait(40) == 1
             assert "error: MODEL=org/nothing" in worker.output
             assert "Traceback" not in worker.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("HF_TOKEN", "hf_hidden\nhf_other", "HF_TOKEN: got ***, expected printable ASCII"),
+        ("HF_TOKEN", "hf_hidden…", "HF_TOKEN: got ***, expected printable ASCII"),
+        ("HF_ENDPOINT", "https://hub.example.com:port", "HF_ENDPOINT: got 'https://hub.example.com:port', expected the address of a hub"),
+        ("MODEL", "~nobody-has-this-name/model", "MODEL: got '~nobody-has-this-name/model', which is no directory here"),
+    ],
+)
+async def test_a_value_that_nothing_can_be_done_with_is_one_clear_sentence(
+    tmp_path: Path, variable: str, value: str, expected: str
+) -> None:
+    variables = cpu_engine() | {"MODEL": "org/nothing", "HF_HOME": str(tmp_path / "home")}
+    with ModelHub() as hub:
+        async with Worker(
+            variables | {variable: value}, {"HF_ENDPOINT": hub.url} | {variable: value}, arguments=("--test_input", JOB)
+        ) as worker:
+            assert await worker.wait(40) == 1
+            assert expected in worker.output
+            assert "Traceback" not in worker.output
+            assert "hf_hidden" not in worker.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -252,6 +253,33 @@ async def test_headers_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) 
         async with Raw.open(f"http://127.0.0.1:{port}") as connection:
             await connection.send(b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 10_000)
             assert (await connection.rest()).startswith(b"HTTP/1.0 400")
+
+
+SECRET = b"rpa_OF-THE-CLIENT"
+NO_HTTP = {
+    "a body longer than it was said to be": request("POST", CHAT, b"[]", Content_Length="1") + SECRET + b" prompt\r\n\r\n",
+    "a control character in a header": b"GET /ping HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + SECRET + b"\x01\r\n\r\n",
+    "the start of TLS": b"\x16\x03\x01" + SECRET + b"\r\n\r\n",
+    "a line too long": b"GET /" + SECRET * 1000 + b" HTTP/1.1\r\n\r\n",
+    "an address that is none": b"GET http://[" + SECRET + b"/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no chunk": b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n" + SECRET + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP)
+async def test_what_is_no_http_is_refused_and_nothing_of_it_is_logged(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings, lifecycle, port = read_settings({"MODEL": "m"}), Lifecycle(), free_port()
+    lifecycle.report(Event.ENGINE_READY)
+    metrics = Metrics(lifecycle, Ledger(), 1, restarts=int)
+    engine = SupervisedEngine("http://127.0.0.1:9", Future(), lambda: None, print, Exchange)
+    face = web.Face(Proxy(engine, settings.limits), settings, lifecycle, metrics, Gate(1, 60))
+    async with health.listening(face.application(), "PORT", port), Raw.open(f"http://127.0.0.1:{port}") as connection:
+        await connection.send(sent)
+        assert b" 400 " in await connection.rest()
+    assert SECRET.decode() not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_client_that_reads_slowly_holds_the_engine_and_no_memory() -> None:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.contract.worker import ROOT, Worker, cpu_engine, environment, replayed_engine
+from tests.contract.worker import DEMO, ROOT, Worker, cpu_engine, environment, replayed_engine
 
 pytestmark = pytest.mark.anyio
 FIGURES = re.compile(r"^\d+ prompt tokens, \d+ output tokens, TTFT \d+ ms, (\d+\.\d|-) tokens/s$")
@@ -39,6 +40,14 @@ async def test_every_shape_of_answer_is_shown(engine_variables: dict[str, str], 
     async with Worker(engine_variables, {"LOG_LEVEL": "WARNING"}, arguments=("--test_input", job)) as worker:
         assert await worker.wait(30) == 0
         assert FIGURES.match(worker.lines[-1]), worker.output
+
+
+async def test_a_plain_text_is_shown_as_it_is() -> None:
+    job = json.dumps({"input": {"route": "/metrics"}})
+    async with Worker(cpu_engine(), {"LOG_LEVEL": "WARNING"}, arguments=("--test_input", job)) as worker:
+        assert await worker.wait(30) == 0
+        assert worker.lines[0].startswith("# HELP "), worker.output
+        assert len(worker.lines) > 3
 
 
 async def test_other_json_is_shown_as_it_is() -> None:
@@ -71,13 +80,51 @@ async def test_a_job_that_fails_is_shown_and_counts(tmp_path: Path) -> None:
         assert '"param": "prompt"' in worker.output
 
 
-async def test_run_answers_a_prompt_with_the_demo_model() -> None:
+async def run(*words: str, **variables: str) -> tuple[int | None, str, str]:
+    """`ci/just run` to its end: exit code and what it printed; killed where it does not end by itself."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ci.run", "prompt=Who are you?", cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "ci.run",
+        *words,
+        cwd=ROOT,
+        env=environment({"OPENBLAS_NUM_THREADS": "1"}, variables),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
-    out, error = await process.communicate()
-    assert process.returncode == 0, error
-    assert b"demo" in out
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), 40)
+    except asyncio.TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, error = await process.communicate()
+        raise AssertionError(f"it did not end:\n{out.decode()}{error.decode()}") from None
+    return process.returncode, out.decode(), error.decode()
+
+
+async def test_run_answers_a_prompt_with_the_demo_model() -> None:
+    code, out, error = await run("prompt=Who are you?")
+    assert code == 0, error
+    assert "demo" in out
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"PORT": "18321"}, {"PORT_HEALTH": "18321"}, {"RUNPOD_ENDPOINT_TYPE": "LB"}, {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/$ID"}],
+    ids=lambda variables: next(iter(variables)),
+)
+async def test_run_answers_at_the_terminal_whatever_the_caller_set_for_a_worker_elsewhere(variables: dict[str, str]) -> None:
+    code, out, error = await run("prompt=Who are you?", **variables)
+    assert code == 0, error
+    assert "demo" in out
+
+
+@pytest.mark.parametrize("name", ["MODEL", "MODEL_NAME", "MODEL_REPO"])
+async def test_run_takes_a_directory_in_the_environment_from_where_the_person_stands(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").symlink_to(DEMO)
+    code, out, error = await run("prompt=Who are you?", CALLED_FROM=str(tmp_path), **{name: "mine"})
+    assert code == 0, error
+    assert "demo" in out
 
 
 async def test_a_reader_that_leaves_early_is_no_crash() -> None:
@@ -94,10 +141,6 @@ async def test_a_reader_that_leaves_early_is_no_crash() -> None:
 
 async def test_files_are_meant_from_where_the_person_stands(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps({"input": {"prompt": "Hello", "max_tokens": 3}}))
-    variables = environment() | {"CALLED_FROM": str(tmp_path)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ci.run", "input=job.json", cwd=ROOT, env=variables, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 0
-    assert FIGURES.match(out.decode().splitlines()[-1])
+    code, out, error = await run("input=job.json", CALLED_FROM=str(tmp_path))
+    assert code == 0, error
+    assert FIGURES.match(out.splitlines()[-1])

@@ -105,6 +105,12 @@ async def test_a_variable_that_the_sdk_refuses_is_named(jobs: JobServer) -> None
     assert not jobs.takes
 
 
+async def test_an_empty_variable_of_the_sdk_is_one_that_is_not_set(jobs: JobServer) -> None:
+    async with Worker(cpu_engine(), jobs.environment() | {"RUNPOD_LOG_LEVEL": "", "RUNPOD_PING_INTERVAL": ""}) as worker:
+        assert "output" in await jobs.submit({"route": "/health"}).wait_done(30)
+        assert "expected one of" not in worker.output
+
+
 async def test_the_first_job_taken_is_part_of_the_cold_start_and_told_once(jobs: JobServer) -> None:
     async with Worker(cpu_engine(), jobs.environment()) as worker:
         await jobs.wait_worker(30)

@@ -9,15 +9,18 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ci.jobserver import Fault, JobServer
 from handler import taking
 from handler.errors import InvalidJob
 from handler.taking import Taker, read_jobs
+from tests.property.strategies import SETTINGS
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +132,61 @@ async def test_a_server_that_ignores_that_nobody_waits_is_left_within_two_second
     listener.close()
 
 
+@contextlib.asynccontextmanager
+async def handing_out(begins: float, ends: float) -> AsyncIterator[tuple[Taker, asyncio.Event, list[bool]]]:
+    """A taker of the one job of a server, whose answer begins and ends so many seconds after the poll; when it has been asked, and
+    whether the taker had closed its side by the time that half of the answer was sent."""
+    body, asked, closed, left = b'{"id": "a", "input": {}}', asyncio.Event(), list[bool](), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await asyncio.sleep(begins)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10])
+        await asyncio.wait({leaving}, timeout=ends - begins)
+        closed.append(reader.at_eof())
+        writer.write(body[10:])
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/job-take/w?a=b"
+    leaving = asyncio.ensure_future(left.wait())
+    async with Taker({}, lambda _: url) as entered:
+        yield entered, asked, closed
+    left.set()
+    await leaving
+    listener.close()
+
+
+@pytest.mark.parametrize("why", ["leaving", "poll over"])
+@pytest.mark.parametrize("begins", [0.0, 0.5], ids=["begun before", "begins within the last words"])
+async def test_a_job_that_is_being_received_as_its_poll_ends_is_received_whole(
+    begins: float, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking, "LAST_WORDS", 0.8)
+    if why == "poll over":
+        monkeypatch.setattr(taking, "POLL_LIMIT", 0.25)
+    async with handing_out(begins, 1.6) as (entered, asked, closed):
+        polling = asyncio.ensure_future(entered.jobs(1))
+        await asked.wait()
+        if why == "leaving":
+            asyncio.get_running_loop().call_later(0.25, entered.leave)
+        assert await polling == [{"id": "a", "input": {}}]
+        assert closed == [begins > 0], "a server that is answering is not told that nobody waits"
+
+
+async def test_an_answer_that_never_ends_is_given_up_and_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(taking, "RECEIVING_LIMIT", 0.2)
+    async with handing_out(0, 20) as (entered, asked, _):
+        polling = asyncio.ensure_future(entered.jobs(1))
+        await asked.wait()
+        asyncio.get_running_loop().call_later(0.2, entered.leave)
+        began = time.monotonic()
+        assert await polling == []
+        assert time.monotonic() - began < 5
+    assert "did not arrive within 0.2 s; jobs that it held are lost" in caplog.text
+
+
 async def test_a_poll_that_takes_too_long_is_ended_without_loss_and_asked_again(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(taking, "POLL_LIMIT", 0.2)
     async with taker(server) as entered:
@@ -238,6 +296,33 @@ def test_an_input_that_cannot_be_used_says_why_and_leaves_its_neighbours_alone(t
 def test_brackets_and_quotes_in_texts_are_not_levels() -> None:
     tricky: Any = {"id": "x", "input": {"a": '\\"[[[[{' * 100, '"[\\': ["]}" * 300, '\\\\"']}}
     assert read_jobs(json.dumps(tricky).encode()) == [tricky]
+
+
+@SETTINGS
+@given(st.text('"\\[]{}n,'), st.text('"\\[]{}n,'))
+def test_what_stands_in_texts_is_no_level_wherever_a_text_ends(first: str, second: str) -> None:
+    """Rule: levels are those of arrays and objects; a text may hold any sign, and one without an end makes the answer no JSON."""
+    job, levels = {"id": "x", "input": {first: [second, [[]] * 250, {second: first}]}}, "[" * 300 + "]" * 300
+    assert read_jobs(json.dumps(job).encode()) == [job]
+    [deep, fine] = read_jobs(f'[{{"id": "x", "input": [{json.dumps(first)}, {levels}, {json.dumps(second)}]}}, {json.dumps(job)}]'.encode())
+    assert isinstance(deep["input"], InvalidJob)
+    assert fine == job
+    with pytest.raises(ValueError, match=r"."):
+        read_jobs(f'{{"id": "x", "input": [{levels}, {json.dumps(first + second)[:-1]}'.encode())
+
+
+@pytest.mark.parametrize("text", ['{"a": "b"}\n', '"\n', "[\\"], ids=["braces", "quotes", "backslashes"])
+def test_a_large_text_full_of_signs_is_read_about_as_fast_as_json_is(text: str) -> None:
+    """It is read on the loop that posts what all jobs yield."""
+    body = json.dumps({"id": "x", "input": {"prompt": text * (4_000_000 // len(text)), "levels": [[]] * 250}}).encode()
+
+    def seconds(read: Callable[[bytes], Any]) -> float:
+        began = time.process_time()
+        read(body)
+        return time.process_time() - began
+
+    plain, ours = (min(seconds(read) for _ in range(3)) for read in (json.loads, read_jobs))
+    assert ours < 8 * plain
 
 
 def test_two_hundred_levels_are_taken_and_one_more_is_not() -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -49,7 +49,7 @@ async def answering(*options: str, stall: float = 5, fallbacks: tuple[str, ...] 
     mark = variables["TEST_RUN"] = uuid.uuid4().hex
     settings = read_settings(variables)
     lifecycle = Lifecycle()
-    engine, _ = choose_engine(settings, find_weights(settings.model))
+    engine, _ = choose_engine(settings)(find_weights(settings.model))
     launcher = Launcher(engine, variables)
     with launcher.start() as child, supervised(EngineProcess(launcher, child, settings.engine, lifecycle)) as running:
         await asyncio.to_thread(running.wait_ready)
@@ -64,6 +64,27 @@ def environ(process: psutil.Process) -> str:
         return str(process.environ())
     except psutil.Error:
         return ""
+
+
+@contextlib.asynccontextmanager
+async def relaying_from(port: int, exchange: type[Exchange] = Exchange, **further: str) -> AsyncIterator[Handler]:
+    """A handler over an engine that the test itself plays on a port."""
+    engine = SupervisedEngine(f"http://127.0.0.1:{port}", Future(), wait_ready=lambda: None, condemn=lambda _: None, exchange=exchange)
+    settings = read_settings({"MODEL": "org/name", **further})
+    async with Proxy(engine, settings.limits) as entered:
+        yield Handler(entered, settings)
+
+
+@contextlib.asynccontextmanager
+async def relaying_bytes(
+    engine: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], exchange: type[Exchange] = Exchange
+) -> AsyncIterator[Handler]:
+    """A handler over an engine that the test plays byte by byte, with a stall timeout of a second."""
+    async with (
+        await asyncio.start_server(engine, "127.0.0.1", 0) as server,
+        relaying_from(server.sockets[0].getsockname()[1], exchange, REQUEST_STALL_TIMEOUT="1") as handler,
+    ):
+        yield handler
 
 
 async def answers(handler: Handler, job_input: Any) -> list[Any]:
@@ -94,6 +115,41 @@ async def test_a_stream_is_relayed_byte_for_byte_however_the_engine_cuts_it() ->
             pieces = await answers(handler, STREAM)
         assert "".join(pieces) == whole
         assert all(piece.endswith("\n\n") for piece in pieces)
+
+
+async def test_a_frame_that_cannot_be_understood_ends_its_job_and_not_the_stream_in_silence() -> None:
+    class Puzzled(Exchange):
+        def frame(self, frame: bytes) -> list[bytes]:
+            raise KeyError(len(frame))
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: {}\n\ndata: [DONE]\n\n")
+        writer.close()
+
+    async with relaying_bytes(engine, Puzzled) as handler:
+        pieces = await asyncio.wait_for(answers(handler, STREAM), 20)
+    assert error_of(pieces)["type"] == "server_error"
+
+
+@pytest.mark.parametrize(("idle", "connections"), [(0.0, 1), (1.5, 2)])
+async def test_a_connection_is_not_used_again_once_the_engine_may_be_closing_it(idle: float, connections: int) -> None:
+    """FastDeploy's gunicorn closes one after two idle seconds, and a request sent at that moment would look like the engine's death."""
+    opened = 0
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async with relaying_bytes(engine) as handler:
+        for _ in range(2):
+            assert await answers(handler, {"route": "/v1/models", "method": "GET"}) == [{}]
+            await asyncio.sleep(idle)
+    assert opened == connections
 
 
 async def test_a_stream_cut_without_done_is_an_error_after_what_came() -> None:
@@ -208,13 +264,77 @@ async def test_a_stream_that_ends_in_order_but_without_done_is_an_error() -> Non
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        engine = SupervisedEngine(url, Future(), wait_ready=lambda: None, condemn=lambda _: None, exchange=Exchange)
-        settings = read_settings({"MODEL": "org/name"})
-        async with Proxy(engine, settings.limits) as entered:
-            pieces = await answers(Handler(entered, settings), STREAM)
+        async with relaying_from(runner.addresses[0][1]) as handler:
+            pieces = await answers(handler, STREAM)
     finally:
         await runner.cleanup()
     error = error_of(pieces)
     assert (error["code"], error["message"]) == ("engine_died", "the engine's stream ended without [DONE]")
     assert "half" in pieces[0]
+
+
+@pytest.mark.parametrize(("job_input", "kind"), [(STREAM, b"text/event-stream"), (chat(), b"application/json")])
+@pytest.mark.parametrize("status", [b"200 OK", b"500 Internal Server Error"])
+async def test_an_answer_with_another_head_in_its_body_ends_within_the_stall_timeout(job_input: Any, kind: bytes, status: bytes) -> None:
+    """The client's reader is not told when its parser gives up, and the client's own limit ends with the parser."""
+
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ndata:\r\n")
+        for _ in range(50):  # until the client, on the same loop, waits for the body
+            await asyncio.sleep(0)
+        writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}")
+        await reader.read()
+        writer.close()
+
+    async with relaying_bytes(broken) as handler:
+        started = time.monotonic()
+        pieces = await asyncio.wait_for(answers(handler, job_input), 20)
+    assert error_of(pieces)["code"] == "engine_timeout"
+    assert 0.9 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("job_input", [STREAM, chat()])
+async def test_an_answer_that_comes_in_little_pieces_may_take_longer_than_the_stall_timeout(job_input: Any) -> None:
+    """Rule: the stall timeout begins anew with every piece, for a stream and for a whole answer."""
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        kind = b"text/event-stream" if job_input is STREAM else b"application/json"
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nConnection: close\r\n\r\n")
+        body = b'data: {"choices":[]}\n\ndata: [DONE]\n\n' if job_input is STREAM else b'{"choices": []}'
+        for place in range(0, len(body), 9):
+            await asyncio.sleep(0.6)
+            writer.write(body[place : place + 9])
+        writer.close()
+
+    async with relaying_bytes(slow) as handler:
+        pieces = await answers(handler, job_input)
+    assert "error" not in pieces[-1]
+    assert "choices" in pieces[0]
+
+
+async def test_a_caller_who_takes_nothing_for_the_stall_timeout_loses_nothing() -> None:
+    """Rule: the stall timeout counts while the worker waits for the engine, and not while the engine waits for the caller."""
+    frame = b'data: {"choices":[],"filling":"' + b"x" * 65000 + b'"}\n\n'
+    count = 200
+    all_sent = asyncio.Event()
+
+    async def eager(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for _ in range(count):
+            writer.write(frame)
+            await writer.drain()
+        writer.write(b"data: [DONE]\n\n")
+        all_sent.set()
+        writer.close()
+
+    async with relaying_bytes(eager) as handler:
+        stream = handler.answer({"id": "job", "input": STREAM})
+        pieces = [await anext(stream)]
+        await asyncio.sleep(2.5)
+        assert not all_sent.is_set()
+        pieces += [piece async for piece in stream]
+    text = "".join(pieces)
+    assert (text.count("filling"), text.endswith("data: [DONE]\n\n")) == (count, True)

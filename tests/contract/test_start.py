@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ci.jobserver import JobServer
+from ci.modelhub import ModelHub
 from tests.contract.worker import DEMO, ROOT, Worker, cpu_engine, replayed_engine
 
 pytestmark = pytest.mark.anyio
@@ -117,22 +119,54 @@ async def test_secrets_reach_neither_the_engine_nor_the_log() -> None:
             assert "abcdef" not in line
 
 
-async def test_a_gpu_that_the_image_has_no_kernels_for_ends_the_start_with_the_way_out() -> None:
-    way_out = "this image holds kernels for SM86/SM89; the GPU is an NVIDIA H100 80GB HBM3 (SM90): use the"
-    await fails(Worker(replayed_engine(), {"IMAGE_ARCHITECTURES": "86,89"}), way_out)
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"QUANTIZATION": "wint3", "KV_CACHE_RATIO": "2"}, ["QUANTIZATION: got 'wint3'", "KV_CACHE_RATIO: got '2'"]),
+        ({"TENSOR_PARALLEL_SIZE": "two", "FD_DEBUG": "true"}, ["TENSOR_PARALLEL_SIZE: got 'two'", "FD_DEBUG: got 'true'"]),
+        ({"TENSOR_PARALLEL_SIZE": "2"}, ["got 2 x 1 = 2, expected at most 1, the number of visible GPUs"]),
+        ({"CUDA_VISIBLE_DEVICES": "5"}, ["CUDA_VISIBLE_DEVICES: got '5', expected a GPU of this machine: 0"]),
+        ({"FD_LOG_DIR": "/my logs"}, ["FD_LOG_DIR: got '/my logs', expected a path without white space"]),
+        (
+            {"IMAGE_ARCHITECTURES": "86,89"},
+            ["this image holds kernels for SM86/SM89; the GPU is an NVIDIA H100 80GB HBM3 (SM90): use the sm90 image"],
+        ),
+        ({"IMAGE_ARCHITECTURES": "ampere"}, ["IMAGE_ARCHITECTURES: got 'ampere', expected compute capabilities"]),
+        ({"IMAGE_CUDA": "13.0"}, ["this image's CUDA 13.0 needs 580 or newer"]),
+        ({"PATH": "/nowhere"}, ["nvidia-smi is not there, so this container has no GPU driver"]),
+        ({"FASTDEPLOY_RELEASE": "", "PYTHONPATH": str(ROOT)}, ["FASTDEPLOY_RELEASE: not set"]),
+    ],
+)
+async def test_what_needs_no_checkpoint_is_refused_before_the_hub_is_asked(
+    tmp_path: Path, variables: dict[str, str], words: list[str]
+) -> None:
+    with ModelHub() as hub:
+        hub.add("org/demo", DEMO)
+        model = hub.environment() | {"MODEL": "org/demo", "HF_HOME": str(tmp_path), "BAKED_MODELS": str(tmp_path)}
+        await fails(Worker(replayed_engine(), model, variables), *words)
+    assert not hub.requests
 
 
-async def test_contradictions_are_told_together_before_anything_is_loaded() -> None:
-    wrong = {"TENSOR_PARALLEL_SIZE": "3", "KV_CACHE_RATIO": "2", "MAX_MODEL_LEN": "9999999", "QUANTIZATION": "wint3"}
-    worker = Worker(replayed_engine(), wrong)
+async def test_what_the_checkpoint_does_not_allow_is_told_together_before_the_engine_starts(tmp_path: Path) -> None:
+    wrong = {"TENSOR_PARALLEL_SIZE": "3", "MAX_MODEL_LEN": "9999999"}
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor gpu in 0 1 2; do echo "$gpu, NVIDIA H100, 9.0, 81559, 81079, 550.90.07, GPU-$gpu"; done\n')
+    program.chmod(0o755)
+    worker = Worker(replayed_engine(), wrong, {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
     await fails(worker, *(f"{name}: got" for name in wrong))
     assert "starting the" not in worker.output
 
 
-async def test_an_image_that_lists_no_architectures_is_told_so() -> None:
-    await fails(
-        Worker(replayed_engine(), {"IMAGE_ARCHITECTURES": "ampere"}), "IMAGE_ARCHITECTURES: got 'ampere', expected compute capabilities"
-    )
+async def test_a_folder_for_downloads_in_somebodys_home_is_where_the_hubs_library_looks_too(tmp_path: Path) -> None:
+    job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
+    with ModelHub() as hub:
+        hub.add("org/demo", DEMO)
+        model = cpu_engine() | hub.environment() | {"MODEL": "org/demo", "BAKED_MODELS": str(tmp_path), "HOME": str(tmp_path)}
+        async with Worker(model, {"HF_HOME": "~/hf"}, arguments=("--test_input", job), cwd=tmp_path) as worker:
+            assert await worker.wait(30) == 0
+        assert (tmp_path / "hf" / "hub" / "models--org--demo").is_dir()
+        assert not (tmp_path / "~").exists()
+        await fails(Worker(model, {"HF_HOME": "~nobody-of-this-name/hf"}), "HF_HOME: got '~nobody-of-this-name/hf', expected a folder")
 
 
 async def test_a_release_that_nobody_knows_is_told_with_the_known_ones() -> None:
@@ -175,7 +209,7 @@ async def test_the_flag_check_says_why_it_cannot_compare(variables: dict[str, st
 async def test_the_cold_start_is_told_phase_by_phase(jobs: JobServer) -> None:
     async with Worker(replayed_engine(), jobs.environment()) as worker:
         line = await worker.wait_line("cold start: ")
-        phases = ["weights found", "engine chosen", "engine started", "engine answered", "SDK imported", "taking jobs"]
+        phases = ["machine checked", "weights found", "engine chosen", "engine started", "engine answered", "SDK imported", "taking jobs"]
         found = {phase: float(seconds) for phase, seconds in re.findall(r"([\w ]+) (\d+\.\d\d) s", line.partition("cold start: ")[2])}
         assert sorted(name.strip() for name in found) == sorted(phases)
         assert found[" taking jobs"] == max(found.values())

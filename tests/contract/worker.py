@@ -97,10 +97,11 @@ class Worker:
 
     def engine(self) -> psutil.Process:
         """Its engine's process."""
-        engines = ("serve_on_loopback.py", "handler.cpu")
-        return next(
-            child for child in psutil.Process(self.process.pid).children() if any(name in " ".join(child.cmdline()) for name in engines)
-        )
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # what lists the GPUs is gone soon
+                if any(name in " ".join(child.cmdline()) for name in ("serve_on_loopback.py", "handler.cpu")):
+                    return child
+        raise AssertionError(self.output)
 
     def remember_family(self) -> None:
         """Note every process it has now, to look for later."""

@@ -227,6 +227,15 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
     assert f"tokenizer: got {VOCABULARY} tokens, expected at most vocab_size of config.json ({VOCABULARY - 1})" in line
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_of_sequence_outside_the_vocabulary_is_refused(tmp_path: Path, file: str) -> None:
+    write_checkpoint(tmp_path)
+    path = tmp_path / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | {"eos_token_id": [2, 1 << 40]}))
+    expected = f"{file}: eos_token_id: got [2, 1099511627776], expected token ids below vocab_size of config.json ({VOCABULARY})"
+    assert expected in refusal(tmp_path)
+
+
 def test_more_context_than_the_model_has_is_refused(tmp_path: Path) -> None:
     line = refusal(write_checkpoint(tmp_path), max_model_len=4097)
     assert line.startswith("--max-model-len: got 4097, expected at most max_position_embeddings of config.json (4096)")

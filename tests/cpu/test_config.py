@@ -134,14 +134,14 @@ def test_a_missing_directory_a_file_and_a_missing_config_are_refused(tmp_path: P
 
 
 def test_sampling_defaults_come_from_generation_config_else_from_fastdeploy(tmp_path: Path) -> None:
-    bare = read_sampling_defaults(tmp_path)
+    bare = read_sampling_defaults(tmp_path, 3)
     assert (bare.temperature, bare.top_p, bare.repetition_penalty) == (1.0, 0.7, 1.0)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.95, "eos_token_id": [2, 0]}))
-    read = read_sampling_defaults(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.95, "eos_token_id": [2, 0, 2]}))
+    read = read_sampling_defaults(tmp_path, 3)
     assert (read.temperature, read.top_p, read.eos_token_ids) == (0.6, 0.95, frozenset({0, 2}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": "hot"}))
     with pytest.raises(Refusal, match='temperature: got "hot", expected a number from 0'):
-        read_sampling_defaults(tmp_path)
+        read_sampling_defaults(tmp_path, 3)
 
 
 def test_the_parameters_counted_are_those_of_the_matrices() -> None:

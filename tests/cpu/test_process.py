@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from handler.cpu.__main__ import _parser
+from handler.launch import CpuEngine
+from handler.settings import read_settings
 from tests.cpu.checkpoints import DEMO, write_checkpoint, write_overflowing
 from tests.cpu.child import PATIENCE, Engine, refused, running, start
 
@@ -223,3 +226,10 @@ def test_logits_that_are_no_numbers_end_their_request_and_not_the_engine(tmp_pat
         assert stream.events[-1]["error"] == whole.error
         assert stream.frames[-1] == b"data: [DONE]"
         assert engine.complete([5, 5], max_tokens=3).status == 200
+
+
+def test_the_worker_starts_an_engine_that_holds_every_request_the_worker_may_send() -> None:
+    settings = read_settings({"MODEL": "org/name", "MAX_CONCURRENCY": "4096"})
+    engine = CpuEngine(model=DEMO, served_name="demo", settings=settings.engine)
+    options = _parser().parse_args(engine.command(8000)[3:])
+    assert options.max_concurrency >= settings.limits.max_concurrency

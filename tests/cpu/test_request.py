@@ -63,6 +63,7 @@ WRONG: list[tuple[Kind, dict[str, Any], str]] = [
     ("chat", {"top_k": 1.5}, "top_k"),
     ("chat", {"min_p": 2}, "min_p"),
     ("chat", {"repetition_penalty": 0}, "repetition_penalty"),
+    ("chat", {"repetition_penalty": 1e-38}, "repetition_penalty"),
     ("chat", {"presence_penalty": 2.5}, "presence_penalty"),
     ("chat", {"frequency_penalty": -2.5}, "frequency_penalty"),
     ("chat", {"seed": -1}, "seed"),
@@ -91,7 +92,11 @@ WRONG: list[tuple[Kind, dict[str, Any], str]] = [
     ("chat", {"stream": True, "stream_options": []}, "stream_options"),
     ("chat", {"stream": True, "stream_options": {"include_usage": 1}}, "include_usage"),
     ("chat", {"request_id": 7}, "request_id"),
+    ("chat", {"request_id": "\ud800"}, "request_id"),
     ("chat", {"user": {}}, "user"),
+    ("chat", {"user": "a\udfff"}, "user"),
+    ("chat", {"bad_words": ["fine", "\ud800"]}, "bad_words"),
+    ("chat", {"stop": "\ud800"}, "stop"),
     ("chat", {"temp_scaled_logprobs": True}, "temp_scaled_logprobs"),
     ("completion", {"prompt": "<left out>"}, "prompt"),
     ("completion", {"prompt": None}, "prompt"),
@@ -140,8 +145,9 @@ def test_a_body_that_is_no_json_object_is_a_400(body: bytes, code: str) -> None:
     assert (caught.value.param, caught.value.code) == ("body", code)
 
 
+HALVES = st.text(st.characters(categories=["Cs"]), min_size=1)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | HALVES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
@@ -157,6 +163,7 @@ def test_any_json_is_a_request_or_a_400(kind: Kind, fields: dict[str, Any]) -> N
     except BadRequest as error:
         assert error.status == 400
         return
+    request.request_id.encode()
     for spec in request.specs:
         assert 0 <= spec.min_tokens <= spec.max_tokens
         assert len(spec.prompt) + spec.max_tokens <= 200
@@ -169,6 +176,18 @@ def test_any_bytes_are_a_request_or_a_400(body: bytes) -> None:
     """Rule: no body makes the reader raise anything but BadRequest."""
     with pytest.raises(BadRequest):
         READER.read("chat", body)
+
+
+def test_a_penalty_that_would_leave_the_range_of_the_logits_is_told_its_bound() -> None:
+    assert rejected(repetition_penalty=1e-7).message == "repetition_penalty: got 1e-07, expected a number from 1e-06"
+    assert read(repetition_penalty=1e-6).specs[0].sampling.repetition_penalty == 1e-6
+
+
+def test_a_template_that_a_request_brings_is_refused_for_nothing_bounds_its_work() -> None:
+    error = rejected(chat_template="{% for i in range(2000) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x")
+    assert (error.status, error.code, error.param) == (400, "unsupported_value", "chat_template")
+    assert read(chat_template=None).prompts == read().prompts
+    assert read("completion", chat_template="x").prompts == read("completion").prompts
 
 
 def test_what_is_left_out_comes_from_generation_config() -> None:

@@ -138,6 +138,12 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
         Sampler(SamplingParams(), []).choose(np.array([0.0, bad], np.float32))
 
 
+@pytest.mark.parametrize(("penalty", "logits"), [(1e-6, [3e38, 0.0]), (1e30, [-3e38, -3e38])])
+def test_a_penalty_that_leaves_no_finite_score_at_the_top_is_an_error(penalty: float, logits: list[float]) -> None:
+    with np.errstate(over="ignore"), pytest.raises(SamplingError, match="a score that is no number"):
+        Sampler(SamplingParams(repetition_penalty=penalty), [0, 1]).choose(np.array(logits, np.float32))
+
+
 def test_repetition_penalty_weighs_on_prompt_and_answer() -> None:
     sampler = Sampler(SamplingParams(temperature=0.0, repetition_penalty=2.0), [0])
     logits = np.array([3.0, 2.0, 1.9, -5.0], np.float32)

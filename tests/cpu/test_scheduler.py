@@ -206,6 +206,20 @@ def test_logits_that_are_no_numbers_end_only_their_sequence(tmp_path: Path) -> N
     assert [events[-1].finish for events in answers] == ["length", "error"]
 
 
+def test_what_one_sequence_did_not_foresee_ends_only_that_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    with scheduler() as (made, outlet):
+        # Ids outside the vocabulary never pass the checks; here they stand for a fault in what belongs to one sequence.
+        (sound,) = made.submit([spec(max_tokens=50, min_tokens=50)])
+        outlet.wait()
+        later, sooner = made.submit([spec(min_tokens=5, stop_tokens=frozenset({VOCABULARY})), spec(sampling=SamplingParams(seed=-1))])
+        answers = outlet.finish([sound, later, sooner])
+        assert made.running == 0
+        assert outlet.failures.empty()
+    assert [events[-1].finish for events in answers] == ["length", "error", "error"]
+    assert [events[-1].text for events in answers[1:]] == ["the sequence failed: IndexError", "the sequence failed: ValueError"]
+    assert "IndexError" in capsys.readouterr().err
+
+
 def test_length_stop_token_and_stop_string_end_an_answer_each_with_its_reason() -> None:
     whole = alone(spec(prompt_of("What is FastDeploy?"), max_tokens=100))
     assert (whole[-1].finish, whole[-1].token, whole[-1].text) == ("stop", 2, "")

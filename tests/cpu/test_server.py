@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from handler.cpu.response import encode
 from handler.cpu.server import _plain_errors
 from tests.cpu import recorded
 from tests.cpu.checkpoints import DEMO, VOCABULARY
@@ -250,9 +251,27 @@ def test_a_bad_streaming_request_is_refused_before_the_stream_begins(engine: Eng
     assert (reply.status, reply.error["param"]) == (400, "temperature")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fields", [{"user": "\ud800"}, {"messages": [{"role": "user", "content": "\udfff"}]}])
+def test_half_a_character_is_a_400_and_never_in_an_answer(engine: Engine, fields: dict[str, Any], stream: bool) -> None:
+    reply = engine.chat(stream=stream, **fields)
+    assert (reply.status, reply.error["param"]) == (400, next(iter(fields)))
+
+
+def test_an_error_that_quotes_half_a_character_can_be_written() -> None:
+    assert encode({"message": "got \ud800"}) == b'{"message":"got ?"}'
+
+
 def test_a_body_too_large_is_a_413(engine: Engine) -> None:
-    reply = engine.post("/v1/completions", b'{"prompt": "' + b"x" * (16 << 20) + b'"}')
+    reply = engine.post("/v1/completions", b'{"prompt": "' + b"x" * (96 << 20) + b'"}')
     assert (reply.status, reply.error["code"]) == (413, "request_too_large")
+
+
+def test_a_body_as_large_as_the_worker_takes_is_read_in_the_form_that_the_worker_sends(engine: Engine) -> None:
+    """The worker takes 30 MiB of UTF-8 and sends them as ASCII: three times as much where each character takes two bytes."""
+    body = json.dumps({"prompt": "hi", "max_tokens": 1, "metadata": {"x": "\u00e9" * (15 << 20)}}).encode()
+    assert len(body) > 90 << 20
+    assert engine.post("/v1/completions", body).status == 200
 
 
 def test_a_prompt_far_too_long_is_refused_with_its_length(engine: Engine) -> None:
@@ -286,6 +305,36 @@ def test_what_nobody_foresaw_is_a_500_without_its_inside(capsys: pytest.CaptureF
     assert (status, json.loads(body)["error"]["message"]) == (500, "Internal error")
     assert b"secret" not in body
     assert "ValueError: a secret path" in capsys.readouterr().err
+
+
+def test_an_answer_that_has_begun_is_broken_off_by_what_nobody_foresaw(capsys: pytest.CaptureFixture[str]) -> None:
+    async def surprise(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        raise ValueError("a secret path")
+
+    async def everything_sent() -> bytes:
+        application = web.Application(middlewares=[_plain_errors])
+        application.router.add_get("/", surprise)
+        async with TestServer(application) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            try:
+                while piece := await asyncio.wait_for(reader.read(1000), PATIENCE):
+                    received += piece
+            except ConnectionResetError:
+                pass
+            finally:
+                writer.close()
+            return received
+
+    sent = asyncio.run(everything_sent())
+    assert sent.endswith(b"9\r\ndata: 1\n\n\r\n")
+    assert sent.count(b"HTTP/1.1") == 1
+    shown = capsys.readouterr().err
+    assert (shown.count("Traceback"), shown.count("ValueError: a secret path")) == (1, 1)
 
 
 def test_metrics_count_requests_and_tokens(engine: Engine) -> None:

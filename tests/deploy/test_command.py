@@ -306,6 +306,16 @@ async def test_a_load_balancer_is_made_and_asked_at_its_own_address(twin: Twin) 
     assert f"http://{twin.address}/balanced/ep000000/v1" in said.out
 
 
+@pytest.mark.parametrize("typed", [[], ["type=lb"]], ids=["its type is known", "its type is said"])
+async def test_a_load_balancer_is_changed_by_what_fits_its_kind_whether_or_not_the_order_says_it(twin: Twin, typed: list[str]) -> None:
+    twin.add("mine", type="LOAD_BALANCER", scaling={"type": "REQUEST_COUNT", "requestCount": 4})
+    said = await deploy(twin, *order(twin), *typed, "endpoint=mine", "idle=30", "requests=8", "--dry-run")
+    assert said.code == 0, said
+    assert "scaling.requestCount: 4 -> 8" in said.out
+    assert "workers.idleTimeout: 10 -> 30" in said.out
+    assert not twin.changes
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_a_stopped_roll_out_says_what_is_left(twin: Twin, number: signal.Signals, code: int) -> None:
     twin.add("mine", workers={"min": 1, "max": 1})

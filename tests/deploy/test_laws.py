@@ -49,7 +49,7 @@ def orders(draw: st.DrawFn) -> Order:
         exclude=draw(EXCLUDED) if gpu else (),
         count=draw(st.none() | st.integers(1, 8)),
         workers=draw(st.none() | WORKERS),
-        idle=draw(st.none() | st.integers(1, 3600)) if requests is None or kind == "lb" else None,
+        idle=draw(st.none() | st.integers(1, 3600)) if requests is None or kind != "queue" else None,
         delay=draw(st.none() | st.floats(0.5, 60)) if requests is None and kind != "lb" else None,
         requests=requests,
         disk=draw(st.none() | st.integers(1, 500)),
@@ -104,6 +104,14 @@ def test_what_was_sent_once_needs_no_second_time(order: Order, endpoint: dict[st
 
 @SETTINGS
 @given(order=orders(), endpoint=endpoints())
+def test_no_change_gives_a_queue_that_grows_by_requests_an_idle_time(order: Order, endpoint: dict[str, Any]) -> None:
+    patch = patch_of(order, endpoint)
+    if patch.get("scaling", endpoint["scaling"])["type"] == "REQUEST_COUNT" and endpoint["type"] == "QUEUE":
+        assert "idleTimeout" not in patch.get("workers", {})
+
+
+@SETTINGS
+@given(order=orders(), endpoint=endpoints())
 def test_going_back_gives_every_field_its_old_value(order: Order, endpoint: dict[str, Any]) -> None:
     patch = patch_of(order, endpoint)
     back = undo(patch, endpoint)
@@ -128,7 +136,13 @@ def test_a_patch_is_one_that_the_api_takes_and_holds_only_what_changes(order: Or
 def test_a_new_endpoint_is_one_that_the_api_takes(order: Order, pools: tuple[str, ...], cuda: str | None) -> None:
     if not order.gpu:
         order = Order(**{**{name: getattr(order, name) for name in Order.__slots__}, "gpu": pools})
-    body = create_body(order, name="mine", image="new", cuda=cuda, requests=8, startup=1200)
+    try:
+        body = create_body(order, name="mine", image="new", cuda=cuda, requests=8, startup=1200)
+    except Refused:
+        assert order.type is None, "what a typed order cannot have was refused when it was read"
+        assert order.idle is not None
+        assert order.requests is not None
+        return
     TAKES_BODY.validate(body)
     assert body["gpu"].get("minCudaVersion") == (order.cuda or cuda)
 

@@ -50,6 +50,11 @@ async def test_a_key_may_not_travel_unencrypted(twin: Twin) -> None:
         (["gpu=ADA_24"], "image: missing"),
         (["image=ADDRESS/me/worker:1", "endpoint=twice"], "2 endpoints are named 'twice', expected one; say which by its id"),
         (["image=ADDRESS/me/worker:1", "endpoint=balanced", "type=queue"], "an endpoint cannot change it"),
+        (["image=ADDRESS/me/worker:1", "endpoint=balanced", "delay=4"], "delay: a load balancer has no queue, expected requests=N"),
+        (["image=ADDRESS/me/worker:1", "endpoint=counting", "idle=30"], "where requests decide over the workers of a queue; give delay="),
+        (["image=ADDRESS/me/worker:1", "endpoint=queue", "idle=30", "requests=8"], "idle: RunPod takes no idle time where requests="),
+        (["image=ADDRESS/me/worker:1", "gpu=ADA_24", "idle=30", "requests=8"], "idle: RunPod takes no idle time where requests="),
+        (["image=ADDRESS/me/worker:1", "type=queue", "idle=30", "requests=8"], "idle: RunPod takes no idle time where requests="),
         (["image=ADDRESS/me/worker:1", "endpoint=stopped"], "may have none (0..0)"),
         (["image=ADDRESS/me/worker:1", "gpu=ADA_24", "tests=none.json"], "none.json is not there"),
     ],
@@ -64,6 +69,8 @@ async def test_what_cannot_work_is_refused_before_anything_is_sent(twin: Twin, w
     twin.add("twice")
     twin.add("twice")
     twin.add("balanced", type="LOAD_BALANCER")
+    twin.add("queue")
+    twin.add("counting", scaling={"type": "REQUEST_COUNT", "requestCount": 4})
     twin.add("stopped", workers={"min": 0, "max": 0})
     there = json.dumps(twin.endpoints)
     said = await deploy(twin, *(word.replace("ADDRESS", twin.address) for word in words), "dry-run=no")

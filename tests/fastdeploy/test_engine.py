@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import EXTRA_ARGS, RELEASES, flag_table
-from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, prepare
+from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, check, prepare
 from handler.settings import read_settings
 from tests.fastdeploy.stand_in import install
 from tests.fastdeploy.test_laws import accepted
@@ -103,20 +103,21 @@ def test_contradictions_are_reported_together_and_before_anything_is_loaded() ->
         "FD_DEBUG: got 'true', expected a whole number; FastDeploy's switches are 1 and 0",
         "MAX_MODEL_LEN: got 200000, expected at most 131072, which is what the model's config.json allows",
         "TENSOR_PARALLEL_SIZE: got 3, expected a divisor of the model's num_attention_heads, which is 8",
-        "TENSOR_PARALLEL_SIZE: got 3, expected a divisor of the model's num_key_value_heads, which is 8",
+        "TENSOR_PARALLEL_SIZE: got 3, expected a divisor or a multiple of the model's num_key_value_heads, which is 8",
     ]
 
 
 @pytest.mark.parametrize(("texts", "count", "parallel", "devices"), [
     ({}, 0, 1, None),
     ({}, 1, 1, "0"),
-    ({}, 4, 2, "0,1"),
+    ({}, 4, 4, "0,1,2,3"),
     ({}, 3, 2, "0,1"),
     ({"TENSOR_PARALLEL_SIZE": "1"}, 4, 1, "0"),
     ({"DATA_PARALLEL_SIZE": "4"}, 4, 1, "0,1,2,3"),
     ({"CUDA_VISIBLE_DEVICES": "3,1"}, 4, 2, "3,1"),
     ({"CUDA_VISIBLE_DEVICES": " 2 "}, 4, 1, "2"),
     ({"CUDA_VISIBLE_DEVICES": "1,2,3"}, 0, 2, "1,2"),
+    ({"TENSOR_PARALLEL_SIZE": "8"}, 8, 8, "0,1,2,3,4,5,6,7"),
     ({"CUDA_VISIBLE_DEVICES": "GPU-3a5b,0"}, 4, 2, "3,0"),
 ])  # fmt: skip
 def test_the_model_is_spread_over_the_gpus_that_its_heads_divide(
@@ -216,19 +217,27 @@ def test_the_engine_s_own_assertions_hold_for_any_limits(length: int, together: 
 @SETTINGS
 @given(st.integers(1, 128), st.integers(1, 16), st.integers(0, 8), st.none() | st.integers(1, 8))
 def test_parallelism_always_divides_the_heads_and_fits_the_gpus(heads: int, kv_heads: int, count: int, asked: int | None) -> None:
-    """Rule: "tensor parallel = visible GPUs unless the user said otherwise, and only where it divides the heads"."""
+    """Rule: "tensor parallel = visible GPUs unless the user said otherwise, and only where the heads can be dealt out".
+
+    FastDeploy (QKVParallelLinear) keeps a key/value head on several ranks where there are fewer of them than ranks and the ranks are a
+    multiple of them.
+    """
+
+    def dealt(size: int) -> bool:
+        return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
     config = {**ERNIE, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
     texts = {} if asked is None else {"TENSOR_PARALLEL_SIZE": str(asked)}
     try:
         prepared = engine(texts, config, count=count)
     except InvalidSettings:
         assert asked is not None
-        assert heads % asked or kv_heads % asked or asked > (count or 8)
+        assert not dealt(asked) or asked > (count or 8)
         return
     size = flags(prepared)["tensor_parallel_size"]
     assert asked in (None, size)
-    assert heads % size == kv_heads % size == 0
-    assert not [more for more in range(size + 1, count + 1) if asked is None and heads % more == kv_heads % more == 0]
+    assert dealt(size)
+    assert not [more for more in range(size + 1, count + 1) if asked is None and dealt(more)]
     assert prepared.variables().get("CUDA_VISIBLE_DEVICES", "").count(",") == (size - 1 if count else 0)
 
 
@@ -269,6 +278,73 @@ def test_weights_whose_layout_would_be_misread_are_declared(release: str, config
 def test_a_config_that_fastdeploy_stops_over_is_refused(config: Mapping[str, Any], got: str) -> None:
     (problem,) = problems({}, config)
     assert problem.startswith(f"config.json: got {got} of torch_dtype and dtype, expected one")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(("config", "declared"), [
+    ({"text_config": {"dtype": "bfloat16"}, "vision_config": {}, "transformers_version": "4.57.0.dev0"}, "1"),
+    ({"text_config": {"dtype": "bfloat16"}, "vision_config": {}}, None),
+    ({"text_config": {"torch_dtype": "bfloat16"}, "vision_config": {}}, None),
+    ({"quantization_config": {"quant_method": "mxfp4"}, "transformers_version": "4.55.0.dev0"}, None),
+])  # fmt: skip
+def test_from_2_5_on_the_layout_is_told_by_the_language_part_or_by_mxfp4(
+    release: str, config: Mapping[str, Any], declared: str | None
+) -> None:
+    """Qwen3-VL has its dtype in text_config, and gpt-oss has none (ModelConfig.read_model_config)."""
+    if release in ("2.3", "2.4"):
+        assert problems({}, config, release)[0].startswith("config.json: got neither of torch_dtype and dtype")
+    else:
+        assert engine({}, config, release).variables().get("FD_FOR_TORCH_MODEL_FORMAT") == declared
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_type_in_both_parts_is_one_only_where_the_parts_are_read_together(release: str) -> None:
+    config = {"torch_dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}
+    if release in ("2.3", "2.4"):
+        engine({}, config, release)
+    else:
+        assert "got both" in problems({}, config, release)[0]
+    assert "got neither" in problems({}, {"quantization_config": {"quant_method": "fp8"}}, release)[0]
+
+
+@pytest.mark.parametrize(
+    "path", ["/my models/x", "/models/$HOME", "/models/a;b", "/models/a'b", "/models/(a)", "/models/a\tb", "/models/*"]
+)
+def test_a_path_that_the_launchers_shell_would_take_apart_is_refused(path: str) -> None:
+    """FastDeploy builds its launcher's command as one text, in which --model and --log_dir stand unquoted."""
+    texts = {"MODEL": "org/name"}
+    host = Host(gpus=(), free_ports=range, log_directory=LOGS)
+    with pytest.raises(InvalidSettings) as caught:
+        prepare(read_settings(texts), Path(path), ERNIE, host=host, texts=texts, release="2.5")
+    expected = "expected a path without white space and characters of the shell: FastDeploy's launcher does not quote it"
+    assert caught.value.problems == [f"MODEL: its weights are in {path!r}, {expected}"]
+    assert problems({"FD_LOG_DIR": path}) == [f"FD_LOG_DIR: got {path!r}, {expected}"]
+
+
+@pytest.mark.parametrize("path", ["/models/models--org--Name-1.5_x/snapshots/0a1b", "/models/a+b@c,d:e=f%", "/models/模型"])
+def test_a_path_that_every_shell_leaves_alone_is_taken(path: str) -> None:
+    assert engine({"FD_LOG_DIR": path}).variables()["FD_LOG_DIR"] == path
+
+
+@pytest.mark.parametrize(("texts", "refused"), [
+    ({"QUANTIZATION": "int3"}, True),
+    ({"MAX_MODEL_LEN": "8", "MAX_NUM_SEQS": "2"}, True),
+    ({"TENSOR_PARALLEL_SIZE": "4"}, True),
+    ({"CUDA_VISIBLE_DEVICES": "7"}, True),
+    ({"FD_LOG_DIR": "/my logs"}, True),
+    ({"TENSOR_PARALLEL_SIZE": "2", "MAX_MODEL_LEN": "9999999"}, False),
+    ({"FD_DISABLE_CHUNKED_PREFILL": "1", "MAX_NUM_BATCHED_TOKENS": "1024"}, False),
+])  # fmt: skip
+def test_only_what_no_checkpoint_could_make_right_is_refused_without_one(texts: dict[str, str], refused: bool) -> None:
+    texts |= {"MODEL": "org/name"}
+    host = Host(gpus=gpus(2), free_ports=range, log_directory=LOGS)
+    if refused:
+        with pytest.raises(InvalidSettings):
+            check(read_settings(texts), host=host, texts=texts, release="2.5")
+        return
+    assert check(read_settings(texts), host=host, texts=texts, release="2.5") == [0, 1]
+    config = {**ERNIE, "max_position_embeddings": 512 if "MAX_MODEL_LEN" not in texts else 99999999}
+    prepare(read_settings(texts), Path("/model"), config, host=host, texts=texts, release="2.5")
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -20,8 +20,6 @@ from handler.fastdeploy.flags import (
     Flag,
     collect_flags,
     flag_table,
-    parse_argv,
-    read_flags,
     to_argv,
     variable_names,
 )
@@ -74,10 +72,6 @@ def test_any_variables_give_an_argv_that_the_parser_accepts_or_every_offender_by
         assert problem.startswith(f"{EXTRA_ARGS}: ") or ": got " in problem
     # what the good ones ask for stands, and the parser reads it as it was meant
     assert accepted(to_argv(values, flag_table(release)), release) == defaults(release) | values
-    if problems:
-        with pytest.raises(InvalidSettings) as caught:
-            read_flags(texts, release)
-        assert caught.value.problems == problems
 
 
 def values_of(flag: Flag) -> st.SearchStrategy[Any]:
@@ -114,15 +108,9 @@ def settings_of_a_release(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 @SETTINGS
 @given(settings_of_a_release())
 def test_argv_parsed_again_gives_the_same_values(case: tuple[str, dict[str, Any]]) -> None:
-    """Rule: "argv -> parsed -> same settings", by the release's own parser and by ours, within the engine's ranges."""
+    """Rule: "argv -> parsed -> same settings", by the release's own parser; ours is held to it by the next law."""
     release, values = case
-    table = flag_table(release)
-    argv = to_argv(values, table)
-    assert accepted(argv, release) == defaults(release) | values
-    try:
-        assert parse_argv(argv, table) == values
-    except InvalidSettings as error:
-        assert all("expected a number " in problem for problem in error.problems)
+    assert accepted(to_argv(values, flag_table(release)), release) == defaults(release) | values
 
 
 @SETTINGS
@@ -173,8 +161,8 @@ def test_any_extra_words_are_read_or_refused_in_the_variable_s_name(release: str
     ({"ENABLE_PREFIX_CACHING": "  ", "MAX_LOGPROBS": ""}, {}),
 ])  # fmt: skip
 def test_what_is_asked_for_is_what_the_parser_stores(release: str, texts: Mapping[str, str], expected: dict[str, Any]) -> None:
-    values = read_flags(texts, release)
-    assert values == expected
+    values, problems = collect_flags(texts, release)
+    assert (values, problems) == (expected, [])
     assert accepted(to_argv(values, flag_table(release)), release) == defaults(release) | expected
 
 
@@ -218,5 +206,5 @@ def test_a_release_without_a_table_is_refused() -> None:
 
 def test_json_reaches_the_parser_whatever_it_holds() -> None:
     value = {"a": "\u2028😀 '\"\\", "b": [1.5, None, {"c": ""}]}
-    values = read_flags({"EARLY_STOP_CONFIG": json.dumps(value)}, "2.5")
+    values, _ = collect_flags({"EARLY_STOP_CONFIG": json.dumps(value)}, "2.5")
     assert accepted(to_argv(values, flag_table("2.5")), "2.5")["early_stop_config"] == value

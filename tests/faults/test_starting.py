@@ -33,6 +33,7 @@ Out of memory error on GPU 0. Cannot allocate 2.500000GB memory on GPU 0, 79.149
 NO_OPERATOR = "ImportError: cannot import name 'append_attention' from 'fastdeploy.model_executor.ops.gpu'\n"
 NO_KERNEL = "OSError: CUDA error(209), no kernel image is available for execution on the device.\n"
 BAD_CHECKPOINT = "safetensors_rust.SafetensorError: Error while deserializing header: MetadataIncompleteBuffer\n"
+PORT_TAKEN = "OSError: [Errno 98] Address already in use\n"
 UNKNOWN = "AssertionError: something that nobody has seen before\n"
 
 
@@ -103,8 +104,11 @@ async def test_an_unexplained_failure_is_tried_once_more_and_then_told_with_its_
     table(Row(fault="a rank that dies for an unknown reason", alone="ends with code 0", worker="one restart, exit 1", seconds=seconds))
 
 
-async def test_an_engine_that_fails_the_first_time_only_is_started_again_and_serves(tmp_path: Path, jobs: JobServer, table: Table) -> None:
-    plan = Plan(loading="rank-dies-exit", failing_starts=1, logs={"workerlog.0": UNKNOWN})
+@pytest.mark.parametrize("said", [UNKNOWN, PORT_TAKEN], ids=["unknown", "a port was taken"])
+async def test_an_engine_that_fails_the_first_time_only_is_started_again_and_serves(
+    tmp_path: Path, jobs: JobServer, table: Table, said: str
+) -> None:
+    plan = Plan(loading="rank-dies-exit", failing_starts=1, logs={"workerlog.0": said})
     job = jobs.submit({"prompt": "Hello"})
     async with Case(tmp_path, plan, {"PORT": ""}, jobs.environment()) as worker:
         await worker.wait_line("Waiting for worker processes")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import unquote
 
@@ -53,6 +54,18 @@ def test_the_spelling_of_a_route_does_not_matter(openai: bool, slash: str, query
     route = lead + ("openai/" if openai else "") + "v1/chat/completions" + slash + query[0]
     request = read_job({"openai_route": route, "openai_input": HELLO}, DEFAULTS)
     assert (request.method, request.path, request.query, request.body) == ("POST", CHAT, query[1], HELLO)
+
+
+@SETTINGS
+@given(st.text() | st.text("/? \t%éa."), st.sampled_from(["openai_route", "route"]))
+def test_a_route_goes_out_in_plain_ascii_or_is_refused(text: str, field: str) -> None:
+    """Rule: a route is sent to the engine as it is, so it holds nothing that a request line cannot."""
+    try:
+        request = read_job({field: f"/v1/models/{text}"}, DEFAULTS)
+    except InvalidJob as error:
+        assert error.param == field
+    else:
+        assert re.fullmatch("[!-~]+", request.path + request.query)
 
 
 @SETTINGS
@@ -144,6 +157,9 @@ def test_every_route_is_let_through_by_its_methods_only(route: str) -> None:
         (HELLO | {"sampling_params": {"temperature": 0.5}}, CHAT, HELLO | {"temperature": 0.5}),
         (HELLO | {"temperature": 1, "sampling_params": {"temperature": 0.5}}, CHAT, HELLO | {"temperature": 0.5}),
         (HELLO | {"max_tokens": 5, "max_new_tokens": 7}, CHAT, HELLO | {"max_tokens": 5}),
+        (HELLO | {"max_tokens": 5, "sampling_params": {"max_new_tokens": 7}}, CHAT, HELLO | {"max_tokens": 7}),
+        (HELLO | {"max_new_tokens": 5, "sampling_params": {"max_tokens": 7}}, CHAT, HELLO | {"max_tokens": 7}),
+        (HELLO | {"max_tokens": 5, "sampling_params": {"max_new_tokens": None}}, CHAT, HELLO | {"max_tokens": 5}),
         (HELLO | {"sampling_params": None}, CHAT, HELLO),
         (HELLO | {"stream": True}, CHAT, HELLO | {"stream": True, "stream_options": {"include_usage": True}}),
         (HELLO | {"stream": True, "use_openai_format": True}, CHAT, HELLO | {"stream": True}),
@@ -155,6 +171,18 @@ def test_native_input_becomes_the_engines_request(native: dict[str, Any], path: 
     assert (request.method, request.path, request.body) == ("POST", path, body)
     assert request.stream is native.get("stream", False)
     assert request.native is not native.get("use_openai_format", False)
+
+
+@pytest.mark.parametrize("route", [route for route, methods in ROUTES.items() if methods == ("POST",)])
+@pytest.mark.parametrize("stream", [True, False, None])
+def test_stream_is_refused_where_the_engine_answers_whole_and_there_alone(route: str, stream: bool | None) -> None:
+    job_input = {"openai_route": route, "openai_input": {"input": "x", "stream": stream}}
+    if stream and route in {"/v1/embeddings", "/v1/reward"}:
+        with pytest.raises(InvalidJob, match=f"stream: got true, expected false or nothing: {route} does not stream") as caught:
+            read_job(job_input, DEFAULTS)
+        assert (caught.value.status, caught.value.param, caught.value.code) == (400, "stream", "invalid_value")
+    else:
+        assert read_job(job_input, DEFAULTS).stream is bool(stream)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +210,8 @@ def test_a_request_may_bound_its_own_batches(shape: dict[str, Any], given: dict[
         ({"openai_route": 7, "openai_input": HELLO}, "openai_route", "got 7, expected a path"),
         ({"openai_route": "/v1/%2e%2e/x"}, "openai_route", "plain path"),
         ({"openai_route": CHAT, "openai_input": "Hi"}, "openai_input", "got a text, expected an object"),
-        ({"openai_route": CHAT, "openai_input": HELLO | {"stream": "yes"}}, "stream", "got 'yes', expected true or false"),
-        ({"route": "/health", "method": "FETCH"}, "method", "got 'FETCH', expected one of GET, POST"),
+        ({"openai_route": CHAT, "openai_input": HELLO | {"stream": "yes"}}, "stream", 'got "yes", expected true or false'),
+        ({"route": "/health", "method": "FETCH"}, "method", 'got "FETCH", expected one of GET, POST'),
         ({"route": "/health", "method": "GET", "body": {"a": 1}}, "body", "a GET request carries none"),
         ({"route": "/health", "body": [1]}, "body", "got a list, expected an object"),
         ({"prompt": "Hi", "messages": []}, "messages", "got both prompt and messages"),
@@ -204,9 +232,19 @@ def test_a_request_may_bound_its_own_batches(shape: dict[str, Any], given: dict[
         ({"prompt": "Hi", "sampling_params": {"temperature": float("nan")}}, "temperature", "cannot be sent to the engine as JSON"),
         ({"openai_route": CHAT, "openai_input": {"a": {"b": [[1], [2, {"c": float("inf")}]]}}}, "a.b[1][1].c", "cannot be sent"),
         ({"route": "/v1/pause", "body": {}}, "route", "no route that is let through to the engine, expected one of /v1/chat/completions"),
-        ({"openai_route": "/v1/images", "openai_input": HELLO}, "openai_route", "'/v1/images' is no route that is let through"),
+        ({"openai_route": "/v1/images", "openai_input": HELLO}, "openai_route", '"/v1/images" is no route that is let through'),
         ({"route": CHAT}, "method", "got GET, expected POST for /v1/chat/completions"),
         ({"prompt": "x" * 200, "stream": "x" * 200}, "stream", "a text of 202 characters"),
+        (
+            {"prompt": "Hi", "stream": None, "use_openai_format": [None, True, {"ä": "'"}]},
+            "use_openai_format",
+            'got [null, true, {"ä": "\'"}]',
+        ),
+        ({"prompt": "Hi", "stream": 10**5000}, "stream", "got a number, expected true or false"),
+        ({"openai_route": "/v1/chat completions"}, "openai_route", "without blanks"),
+        ({"route": "/v1/models/日本"}, "route", "others than ASCII percent-encoded"),
+        ({"route": "/v1/models?a=b c"}, "route", "without blanks"),
+        ({"route": "/v1/reward", "body": HELLO | {"stream": True}}, "stream", "got true, expected false or nothing: /v1/reward"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -224,6 +262,8 @@ def test_nesting_without_end_is_the_callers_error() -> None:
     try:
         with pytest.raises(InvalidJob, match="cannot be sent"):
             read_job({"openai_route": CHAT, "openai_input": {"messages": deep}}, DEFAULTS)
+        with pytest.raises(InvalidJob, match="stream: got a list, expected true or false"):
+            read_job({"prompt": "Hi", "stream": deep}, DEFAULTS)
     finally:
         while deep:  # taken apart by hand: Python's own way down is as deep
             deep = deep.pop()

@@ -120,7 +120,19 @@ def test_all_problems_come_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["PATH", "HOME", "MODEL_DIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HOSTNAME", "PYTHONPATH", "LOG", "LANG"]
+    "name",
+    [
+        "PATH",
+        "HOME",
+        "MODEL_DIR",
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "HOSTNAME",
+        "PYTHONPATH",
+        "LOG",
+        "LANG",
+        "CODE_REVISION",
+    ],
 )
 def test_what_every_container_has_is_no_misspelt_variable(name: str) -> None:
     assert read_settings({"MODEL": "m", name: "x"}, baked=NOWHERE).model.source == "m"
@@ -176,3 +188,30 @@ def test_a_secret_shows_itself_nowhere() -> None:
     assert "hf_very_secret" not in f"{settings} {settings!r} {settings.model.token} {settings.model.token!s}"
     assert bool(settings.model.token)
     assert not Secret()
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+@pytest.mark.parametrize(
+    "token", ["hf_one\nhf_two", "hf_one\r\nX-Other: 1", "hf_one hf_two", "hf_one\thf_two", "hf_one…", "hf_one\x7f", "hf_oné"]
+)
+def test_a_secret_that_no_header_can_carry_is_refused_by_its_name_alone(name: str, token: str) -> None:
+    found = problems(MODEL="m", **{name: token})
+    assert found == [f"{name}: got ***, expected printable ASCII without blanks or line breaks"]
+
+
+def test_white_space_around_a_secret_is_not_part_of_it() -> None:
+    assert read(MODEL="m", HF_TOKEN=" hf_one\n").model.token.reveal() == "hf_one"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://hub:port", "http://hub:99999", "hub.example.com", "ftp://hub", "http://", "https://[::1", "http://a b", "http://hü\u0308b"],
+)
+def test_an_address_that_no_hub_can_have_is_refused_with_the_other_problems(address: str) -> None:
+    expected = f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co"
+    assert problems(MODEL="m", HF_ENDPOINT=address, PORT="-1") == ["PORT: got '-1', expected a number from 0 to 65535", expected]
+
+
+@pytest.mark.parametrize("address", ["https://hf-mirror.com", "http://127.0.0.1:8080/", "http://[::1]:80", "https://host/hub"])
+def test_the_address_of_a_hub_is_taken_as_it_is(address: str) -> None:
+    assert read(MODEL="m", HF_ENDPOINT=address).model.endpoint == address

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import requests
 
-from ci.serve.arguments import DEMO
+from ci.serve.arguments import read_arguments
+from ci.serve.variables import DEMO
 from tests.contract.worker import ROOT, replayed_engine
 from tests.twin.twin import Twin
 
@@ -94,6 +95,21 @@ def test_a_worker_that_dies_ends_the_gateway() -> None:
         twin.wait_line("serve: the worker ended by itself while it was serving, with exit code -9")
         psutil.wait_procs(twin.family, timeout=10)
         assert not twin.left_behind()
+
+
+@pytest.mark.parametrize("name", ["MODEL", "MODEL_NAME", "MODEL_REPO"])
+def test_a_directory_in_the_environment_is_meant_from_where_the_person_stands_like_the_argument(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    said = read_arguments([], {"CALLED_FROM": str(tmp_path), name: "mine"})
+    typed = read_arguments(["model=mine"], {"CALLED_FROM": str(tmp_path)})
+    assert said.variables["MODEL"] == typed.variables["MODEL"] == str(tmp_path / "mine")
+    assert said.model == typed.model == "mine"
+
+
+def test_a_repository_in_the_environment_stays_one(tmp_path: Path) -> None:
+    said = read_arguments([], {"CALLED_FROM": str(tmp_path), "MODEL_NAME": "org/name"})
+    assert said.variables["MODEL"] == said.model == "org/name"
+    assert read_arguments([], {"MODEL": "org/name", "SERVED_MODEL_NAME": ""}).model == "org/name", "an empty text means not set"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from runpod.serverless.modules import rp_fitness, rp_http, rp_job, rp_logger, rp
 from runpod.serverless.utils import rp_debugger
 
 from handler import sdk
+from handler.errors import InvalidSettings
 from handler.sdk import SDK_VARIABLES
 
 REPLACED: list[tuple[Any, str]] = [
@@ -90,8 +91,42 @@ def test_the_sdk_wants_nothing_of_cpuinfo_but_a_name() -> None:
 
 
 def test_the_sdk_reads_the_variables_that_are_set_for_it() -> None:
-    sources = "".join(inspect.getsource(module) for module in (rp_logger, rp_fitness))
+    sources = "".join(inspect.getsource(module) for module in (rp_logger, rp_fitness, rp_ping))
     sources += Path(rp_fitness.__file__).with_name("rp_gpu_fitness.py").read_text(encoding="utf-8")
     for name in SDK_VARIABLES:
         assert f'"{name}"' in sources
     assert list(sdk._LOG_LEVELS) == rp_logger.LOG_LEVELS
+
+
+def test_a_variable_of_the_sdk_that_is_empty_counts_as_unset() -> None:
+    empty = dict.fromkeys(SDK_VARIABLES, "")
+    assert {"RUNPOD_LOG_LEVEL", "RUNPOD_PING_INTERVAL"} <= empty.keys(), "the SDK itself refuses these when they are empty"
+    assert sdk.load(empty) is runpod
+    with pytest.raises(InvalidSettings, match=r"RUNPOD_LOG_LEVEL: got ' '.*\nRUNPOD_PING_INTERVAL: got ' '"):
+        sdk.load({"RUNPOD_LOG_LEVEL": " ", "RUNPOD_PING_INTERVAL": " "})
+
+
+@pytest.mark.anyio
+async def test_a_job_that_is_handed_out_again_as_it_ends_is_known_while_it_runs_again() -> None:
+    scaler = type("Scaler", (sdk._Loop, rp_scale.JobScaler), {})({"handler": None})
+    scaler._room, job, running = asyncio.Event(), {"id": "a", "input": {}}, asyncio.Event()
+
+    async def answer(*_: object) -> None:
+        if scaler.jobs_tasks["a"] is first:
+            asyncio.get_running_loop().call_soon(scaler._begin, None, job)  # before whoever waits for the end of the first hears of it
+            return
+        running.set()
+        await asyncio.Event().wait()
+
+    scaler.jobs_handler = answer
+    scaler._begin(None, job)
+    first = scaler.jobs_tasks["a"]
+    await asyncio.wait_for(running.wait(), 5)
+    assert first.done()
+    assert [task.done() for task in scaler.jobs_tasks.values()] == [False]
+    assert scaler.job_progress.get_job_list() == "a"
+    second = scaler.jobs_tasks["a"]
+    assert await scaler.stop_job("a")
+    await asyncio.wait({second}, timeout=5)
+    await asyncio.sleep(0)
+    assert (scaler.jobs_tasks, scaler.job_progress.get_job_list()) == ({}, None)

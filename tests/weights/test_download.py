@@ -14,8 +14,10 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -289,6 +291,47 @@ def test_a_hub_that_is_not_there_names_the_address_and_the_network(tmp_path: Pat
         pass
     with pytest.raises(ModelUnavailable, match=f"{gone.url} cannot be reached .*check the network, or HF_ENDPOINT"):
         fetch(gone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>log in</html>", b"\xff\xfe", b"[]", b"{}", b'"a text"', b'{"id": "org/Model-7B", "siblings": [{}]}']
+)
+def test_an_address_that_answers_and_is_no_hub_is_told(tmp_path: Path, body: bytes) -> None:
+    class Portal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        where = Hub(endpoint=f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(
+            ModelUnavailable, match=rf"^MODEL={NAME}: {where.endpoint} does not answer as a hub does \(.+\): check HF_ENDPOINT"
+        ):
+            download(list_files(NAME, "", where), tmp_path, where)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "token", "expected"),
+    [
+        ("https://hub.example.com:port", "", "HF_ENDPOINT: got 'https://hub.example.com:port', expected the address of a hub"),
+        ("http://127.0.0.999", "", "http://127.0.0.999 cannot be reached .*check the network, or HF_ENDPOINT"),
+        ("http://127.0.0.1:9", "hf_hidden\nhf_other", "HF_TOKEN: got .*, expected printable ASCII"),
+        ("http://127.0.0.1:9", "hf_hidden…", "HF_TOKEN: got .*, expected printable ASCII"),
+    ],
+)
+def test_what_no_request_can_be_made_of_is_told_to_those_who_read_no_settings(endpoint: str, token: str, expected: str) -> None:
+    with pytest.raises(ModelUnavailable, match=expected) as raised:
+        list_files(NAME, "", Hub(endpoint=endpoint, token=Secret(token)))
+    assert "hf_hidden" not in str(raised.value)
 
 
 def test_a_name_that_no_repository_can_have_is_told(tmp_path: Path) -> None:

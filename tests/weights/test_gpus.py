@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import EngineFailedToStart
-from handler.gpus import Gpu, read_gpus, select, visible_gpus
+from handler.gpus import Gpu, list_gpus, read_gpus
 
 H100 = "0, NVIDIA H100 80GB HBM3, 9.0, 81559, 81079, 550.127.05, GPU-6b1dbe3a-0001-2222-3333-444455556666\n"
 RTX = "1, NVIDIA GeForce RTX 4090, 8.9, 24564, 24111, 550.127.05, GPU-77f0ad11-0001-2222-3333-444455556666\n"
@@ -30,7 +30,7 @@ def smi(directory: Path, output: str, code: int = 0, error: str = "") -> str:
 
 
 def test_a_gpu_is_read_with_sizes_in_bytes(tmp_path: Path) -> None:
-    first, second = visible_gpus(program=smi(tmp_path, H100 + RTX))
+    first, second = list_gpus(smi(tmp_path, H100 + RTX))
     assert first == Gpu(
         index=0,
         name="NVIDIA H100 80GB HBM3",
@@ -74,40 +74,25 @@ def test_what_the_driver_does_not_tell_is_none_and_capabilities_of_two_digits_ar
 )
 def test_every_known_failure_ends_in_one_sentence_with_a_way_out(tmp_path: Path, output: str, error: str, code: int, expected: str) -> None:
     with pytest.raises(EngineFailedToStart, match=expected):
-        visible_gpus(program=smi(tmp_path, output, code, error))
+        list_gpus(smi(tmp_path, output, code, error))
 
 
 def test_no_driver_at_all_and_a_program_that_cannot_run_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(EngineFailedToStart, match="is not there, so this container has no GPU driver"):
-        visible_gpus(program=str(tmp_path / "none"))
+        list_gpus(str(tmp_path / "none"))
     (tmp_path / "text").write_text("not a program")
     with pytest.raises(EngineFailedToStart, match="does not answer"):
-        visible_gpus(program=str(tmp_path / "text"))
+        list_gpus(str(tmp_path / "text"))
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [
-        (None, [0, 1]),
-        ("1", [1]),
-        ("1,0", [1, 0]),
-        (" 0 , 1 ", [0, 1]),
-        ("GPU-77", [1]),
-        ("0,7,1", [0]),
-        ("0,0,1", [0]),
-        ("", []),
-        ("-1", []),
-        ("MIG-GPU-6b1dbe3a/1/0", []),
-        ("GPU-", []),
-    ],
-)
-def test_cuda_visible_devices_selects_by_cudas_own_rules(visible: str | None, expected: list[int]) -> None:
-    assert [gpu.index for gpu in select(read_gpus(H100 + RTX), visible)] == expected
-
-
-def test_a_selection_of_nothing_names_the_variable(tmp_path: Path) -> None:
-    with pytest.raises(EngineFailedToStart, match="CUDA_VISIBLE_DEVICES: got '7', which leaves no GPU of 0, 1"):
-        visible_gpus("7", program=smi(tmp_path, H100 + RTX))
+@pytest.mark.parametrize("error", [False, True])
+def test_a_worn_gpu_works_and_its_warning_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, error: bool) -> None:
+    warning = "WARNING: infoROM is corrupted at gpu 0000:1A:00.0\n"
+    worn = smi(tmp_path, H100 + RTX, 14, warning) if error else smi(tmp_path, H100 + warning + RTX, 14)
+    assert list_gpus(worn) == read_gpus(H100 + RTX)
+    assert caplog.messages == [f"nvidia-smi: {warning.strip()}"]
+    with pytest.raises(EngineFailedToStart, match="lists no GPU"):
+        list_gpus(smi(tmp_path, warning, 14))
 
 
 @given(st.text())

@@ -52,10 +52,33 @@ def test_a_directory_that_is_not_whole_names_what_is_missing(model: Path, tmp_pa
         find_weights(wanted(str(model)), places=places(tmp_path))
 
 
-@pytest.mark.parametrize("source", ["/nowhere/model", "./model", "~/model", "model", "org/model/more", "org/", "a b/c"])
+@pytest.mark.parametrize(
+    "source", ["/nowhere/model", "./model", "~/model", "model", "org/model/more", "org/", "a b/c", "~nobody-has-this-name/model"]
+)
 def test_what_is_neither_a_directory_nor_a_name_is_told(source: str, tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"^MODEL: got .*, which is no directory here and no repository name"):
         find_weights(wanted(source), places=places(tmp_path))
+
+
+def test_a_directory_that_cannot_be_looked_at_is_told_with_the_systems_reason() -> None:
+    with pytest.raises(ModelUnavailable, match=r"^MODEL=/nn*: cannot be read \(.*File name too long"):
+        find_weights(wanted("/" + "n" * 300))
+
+
+def test_a_home_written_with_a_tilde_is_the_users_own_and_every_byte_comes_once(
+    hub: ModelHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(NAME, model)
+    (tmp_path / "user").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path / "user")
+    found = find_weights(wanted(), places=places(tmp_path, home=Path("~/hf")), endpoint=hub.url)
+    assert found.directory is not None
+    assert found.directory.is_relative_to(tmp_path / "user" / "hf" / "hub")
+    assert [path.name for path in (tmp_path / "user").iterdir()] == ["hf"]
+    for path in model.glob("*.safetensors"):
+        assert hub.received(path.name) == path.stat().st_size
+    assert find_weights(wanted(), places=places(tmp_path, home=Path("~/hf")), endpoint=hub.url).origin == "disk"
 
 
 def test_the_image_comes_before_the_platforms_cache_and_that_before_the_hub(hub: ModelHub, model: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import EngineFailedToStart
+from handler.gpus import Gpu, parse_architectures
 from handler.memory import Load, Shape, cache_per_token, estimate, read_shape, weights_size
-from handler.preflight import Disk, Gpu, Host, Plan, look_at_host, parse_architectures, preflight, require
+from handler.preflight import Disk, Host, Plan, look_at_host, preflight, require
 from tests.weights.checkpoints import CONFIG, write_checkpoint, write_safetensors
 
 GIB = 1 << 30
@@ -82,10 +83,6 @@ def test_the_driver_is_held_against_the_images_cuda(cuda: str, driver: str, prob
     assert (len(found.problems), len(found.notes)) == (bool(problem), bool(note))
     assert problem in "".join(found.problems)
     assert note in "".join(found.notes)
-
-
-def test_more_parallel_than_gpus_is_a_problem() -> None:
-    assert "TENSOR_PARALLEL_SIZE: got 2, expected at most 1" in problems(dataclasses.replace(PLAN, parallel=2))[0]
 
 
 def test_weights_that_no_memory_holds_stop_the_start_and_a_busy_gpu_says_so(tmp_path: Path) -> None:
