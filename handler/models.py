@@ -107,7 +107,10 @@ def _from_directory(directory: Path, model: ModelSettings) -> Weights:
 def _own_cache(places: Places) -> Path:
     """Return the cache that downloads go to."""
     if places.home:
-        return _expanded(str(places.home)) / "hub"
+        home = _expanded(str(places.home))
+        if home.parts[0].startswith("~"):
+            raise ModelUnavailable(f"HF_HOME: got {str(places.home)!r}, expected a folder: there is no such home")
+        return home / "hub"
     if _is_writable(places.volume):
         return places.volume / "huggingface" / "hub"
     from huggingface_hub.constants import HF_HUB_CACHE
