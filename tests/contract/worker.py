@@ -106,7 +106,8 @@ class Worker:
     def remember_family(self) -> None:
         """Note every process it has now, to look for later."""
         if self.process.returncode is None:
-            self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+            with contextlib.suppress(psutil.NoSuchProcess):  # asyncio learns of the end a moment after the kernel has forgotten it
+                self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
 
     def left_behind(self) -> list[psutil.Process]:
         """Processes that were noted and live on."""

@@ -94,7 +94,10 @@ class Case(Worker):
     def remains(self) -> list[str]:
         """What its engine left: processes, files in shared memory, message queues."""
         queues = {line.split()[1] for line in _QUEUES.read_text().splitlines()[1:]}
-        processes = [f"{one.pid} {' '.join(one.cmdline())}" for one in self.living()]
+        processes = []
+        for one in self.living():
+            with contextlib.suppress(psutil.Error):  # it may end at this moment
+                processes.append(f"{one.pid} {' '.join(one.cmdline())}")
         files = [path for path in self.left.noted("file") if Path(path).exists()]
         return [*processes, *files, *queues.intersection(self.left.noted("queue"))]
 
