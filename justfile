@@ -91,7 +91,7 @@ build-image *arguments: _images
 verify-image *arguments: _images
     @{{python}} -m images verify "$@"
 
-# Build an image and push it, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG [as for build-image]
+# Build an image and push it, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG [watch=yes] [as for build-image]
 [group('image')]
 push-image *arguments: _images
     @{{python}} -m images fetch,build,push "$@"

@@ -14,11 +14,11 @@
 11. `web`, `auth`, `registry`, `index`, `scan` ask the outside world; `resolve` pins what it has today, `fetch` brings what is pinned.
 12. `skopeo`, `push`, `mirror`, `load` copy images and inputs to a registry or into Docker.
 
-`arguments` reads key=value words; `__main__` has the table of commands.
+`arguments` reads key=value words; `__main__` has the table of commands; `watch` runs them again after an edit.
 
 Imports point upwards in this order; a file may import those before it: errors, arguments, digest, schema, releases, pins, lock, cache,
 entries, places, wheels, models, handlers, tar, plan, image, layout, build, verify, web, auth, registry, index, scan, fetch, resolve,
-skopeo, push, mirror, load, apply, __main__.
+skopeo, push, mirror, load, apply, watch, __main__.
 
 Rules of determinism, which the tests cite:
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from images.arguments import Command, parse
 from images.errors import ImageError, UnknownChoice, nearest
@@ -38,14 +39,24 @@ def main(words: Sequence[str]) -> int:
             print(commands[-1].usage())
             return 0
         values = parse(commands[-1], words[1:])
-        codes = (command.run({key.name: key.default for key in command.keys} | values) for command in commands)
-        return next((code for code in codes if code), 0)
+        run = partial(_run, commands, {key.name: key.default for command in commands for key in command.keys} | values)
+        if values.get("watch") == "yes":
+            from images.watch import after_every_edit
+
+            return after_every_edit(run)
+        return run()
     except UnknownChoice as error:
-        return _complain(error, 2)
-    except ImageError as error:
-        return _complain(error, 1)
+        return _complain(error)
     except KeyboardInterrupt:
         return 130
+
+
+def _run(commands: Sequence[Command], values: Mapping[str, str]) -> int:
+    """Run them until one fails, and return its exit code."""
+    try:
+        return next((code for code in (command.run(values) for command in commands) if code), 0)
+    except ImageError as error:
+        return _complain(error)
 
 
 def _command(name: str) -> Command:
@@ -57,10 +68,10 @@ def _command(name: str) -> Command:
     return found
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: ImageError) -> int:
     for line in str(error).splitlines():
         print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)
-    return code
+    return 2 if isinstance(error, UnknownChoice) else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from images.errors import UnknownChoice, nearest
 
-__all__ = ["TARGET_KEYS", "Command", "Key", "file_named", "parse"]
+__all__ = ["TARGET_KEYS", "Command", "Key", "file_named", "parse", "yes_or_no"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,16 @@ def parse(command: Command, words: Sequence[str]) -> dict[str, str]:
     if problems:
         raise UnknownChoice("\n".join(problems))
     return {name: given.get(name) or key.default for name, key in keys.items()}
+
+
+def yes_or_no(text: str) -> None:
+    """Check the value of a switch.
+
+    Raises:
+        UnknownChoice: when it is neither.
+    """
+    if text not in ("yes", "no"):
+        raise UnknownChoice(f"got {text!r}, expected yes or no")
 
 
 def file_named(text: str, environment: Mapping[str, str] = os.environ) -> Path:

@@ -93,8 +93,8 @@ def opaque(path: str) -> Entry:
 def with_parents(entries: Iterable[Entry], above: str = "") -> list[Entry]:
     """Return the entries and the folders that hold them, but not those of `above`, which are the base's."""
     entries = list(entries)
-    kept = {"", ".", *(str(parent) for parent in PurePosixPath(above).parents), above}
-    parents = {str(parent) for entry in entries if _is_below(entry.path, above) for parent in PurePosixPath(entry.path).parents}
+    kept = {*_parents(above), above}
+    parents = {parent for entry in entries if _is_below(entry.path, above) for parent in _parents(entry.path)}
     missing = parents - kept - {entry.path for entry in entries if entry.open is None}
     return [*entries, *(folder(path) for path in missing)]
 
@@ -114,7 +114,7 @@ def ordered(entries: Iterable[Entry], source: str) -> list[Entry]:
         if entry.path == before:
             raise UnsafePath(f"{_origin(entry, source)}: the path {entry.path!r} comes twice")
         before = entry.path
-        for path in (entry.path, *map(str, PurePosixPath(entry.path).parents)):
+        for path in (entry.path, *_parents(entry.path)):
             if path != entry.path and path in files:
                 raise UnsafePath(f"{_origin(entry, source)}: got {entry.path!r}, but {path!r} is a file")
             other = spelt.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
@@ -125,6 +125,12 @@ def ordered(entries: Iterable[Entry], source: str) -> list[Entry]:
 
 def _origin(entry: Entry, source: str) -> str:
     return entry.source or source
+
+
+def _parents(path: str) -> list[str]:
+    """Return the folders above a path that `check_path` lets pass; pathlib takes ten times as long."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _is_below(path: str, above: str) -> bool:

@@ -37,7 +37,7 @@ def handler_entries(source: Path = HANDLER) -> list[Entry]:
     """Return the files of the worker's code in the folder `source`, by their paths.
 
     Raises:
-        BadSource: when there is no worker in it.
+        BadSource: when there is no worker in it, or a file cannot be read.
         UnsafePath: for a name that may not stand in a layer.
     """
     files = [path for path in source.rglob("*") if path.suffix in (".py", ".json") and path.is_file()]
@@ -46,7 +46,10 @@ def handler_entries(source: Path = HANDLER) -> list[Entry]:
     entries = [text_entry(f"{FOLDER}/__main__.py", _START)]
     for path in files:
         inside = check_path(path.relative_to(source).as_posix(), str(source))
-        entries.append(text_entry(f"{FOLDER}/handler/{inside}", path.read_bytes()))
+        try:
+            entries.append(text_entry(f"{FOLDER}/handler/{inside}", path.read_bytes()))
+        except OSError as error:
+            raise BadSource(f"{path}: cannot be read ({error.strerror or error}); was it replaced just now?") from None
     return ordered(entries, str(source))
 
 

@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,6 +137,10 @@ class Lock:
         return {"bases": self.bases, "wheels": self.wheels, "packages": self.packages, "models": self.models}
 
 
+_lock_of = lru_cache(maxsize=1)(Lock.parse)
+"""The steps of one command all read the same lock."""
+
+
 def read_lock(path: Path = LOCK) -> Lock:
     """Return the lock in a file.
 
@@ -146,7 +151,7 @@ def read_lock(path: Path = LOCK) -> Lock:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidFile(str(path), [f"cannot be read ({error})"]) from None
-    return Lock.parse(text, str(path))
+    return _lock_of(text, str(path))
 
 
 def write_lock(path: Path, lock: Lock) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from images.arguments import Command, Key, file_named
+from images.arguments import Command, Key, file_named, yes_or_no
 from images.auth import AuthFile
 from images.build import BUILD_KEYS, default_folder
 from images.digest import Digest
@@ -220,6 +220,10 @@ def mirrors_of(image: Pushable, values: Mapping[str, str]) -> tuple[str, ...]:
 COMMAND = Command(
     name="push",
     help="Push a built image to a registry, and print its digest as the last line.",
-    keys=(*BUILD_KEYS, Key("to", "Where to: registry/repository:tag.", required=True, check=_tagged)),
+    keys=(
+        *BUILD_KEYS,
+        Key("to", "Where to: registry/repository:tag.", required=True, check=_tagged),
+        Key("watch", "yes pushes again after every edit of the worker, until Ctrl-C.", check=yes_or_no),
+    ),
     run=_run,
 )

@@ -5,12 +5,13 @@ Baking: shards of 1 GiB each, `gib` of them, become layers of an image whose oth
 `docker build` with COPY. The files are in the page cache, as after a fetch. Our build has flushed every byte to the disk when it ends;
 sha256sum writes nothing, and Docker flushes nothing. Ratios are medians of the rounds' own ratios.
 
-Edit: one line is added to a file of the worker, then the image is built and pushed: by what `ci/just push-image` runs, and by `docker
-build` (the classic builder, which is all that the engine has of its own) and `docker push`. That is done with two Dockerfiles. One is
-.runpod/Dockerfile, which gives the same image file for file, as a test says; its wheels come from an index on this machine, and it is left
-out where a model is baked in, for which it would ask a hub. The other is made for this race: it finds its packages unpacked, so that all it
-ever does is COPY, and the worker's files come last. All caches are warm. Sent is what the registry holds more than before, manifest and
-config included.
+Edit: one line is added to a file of the worker, then the image is built and pushed: by what `ci/just push-image` runs; by the same with
+`watch=yes`, where the clock runs from the edit until the tag has moved; and by `docker build` (the classic builder, which is all that the
+engine has of its own) and `docker push`. That is done with two Dockerfiles. One is .runpod/Dockerfile, which gives the same image file for
+file, as a test says; its wheels come from an index on this machine, and it is left out where a model is baked in, for which it would ask a
+hub. The other is made for this race: it finds its packages unpacked, so that all it ever does is COPY, and the worker's files come last.
+All caches are warm. Sent is what the registry holds more than before, manifest and config included. Watching is held against every
+Dockerfile, one command against the last row of its table: the Dockerfile that gives the same image.
 
 Needs root for a Docker Engine of its own, and about eight times `gib` on the disk under dist/. The exit code is 1 when a target was missed.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,6 +37,7 @@ from ci.hosts.base import PYTHON
 from ci.hosts.shared import Hosts, hosts
 from images.digest import Digest, file_digest
 from images.lock import Lock, Model, ModelFile, read_lock, write_lock
+from images.registry import Reference, Repository
 from tests.images.made import ROOT, seed_lock, succeed
 from tests.images.vendor.index import index_of_everything
 from tests.images.vendor.vendor import Vendor, miniature
@@ -42,6 +45,7 @@ from tests.images.vendor.vendor import Vendor, miniature
 NUMBERS = {"gib": 2, "rounds": 3, "edits": 5}
 GIB = 1 << 30
 EDITED = Path("handler") / "job.py"
+OURS, WATCHING = "ours, one command", "ours, watching"
 SHIPPED, COPYING = "docker, .runpod/Dockerfile", "docker, COPY alone"
 TARGETS = {"seconds": 1.0, "sent": 100e3, "faster": 20.0, "sha256sum": 0.7, "memory": 1.1}
 """At most so many seconds and bytes for an edit; at least so much faster than Docker; at least so much of sha256sum's speed; at most so
@@ -76,11 +80,14 @@ class Shop:
         tables = [f"releases={self.vendor.releases}", f"lock={self.lock}", f"cache={self.folder / 'cache'}"]
         return [sys.executable, "-m", "images", command, "arch=sm80", f"out={self.folder / out}", *tables, *words]
 
+    def environment(self) -> dict[str, str]:
+        """Return what commands run with."""
+        return {name: value for name, value in self.hosts.docker.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
+
     def spend(self, *command: str) -> float:
         """Run a command from the copy and return its seconds; it must succeed."""
         started = time.monotonic()
-        environment = {name: value for name, value in self.hosts.docker.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
-        done = subprocess.run(command, cwd=self.tree, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=self.tree, env=self.environment(), capture_output=True, text=True, check=False)
         seconds = time.monotonic() - started
         if done.returncode:
             sys.exit(f"bench images: {' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -155,31 +162,82 @@ def dockerfile(shop: Shop, model: Model | None) -> Path:
     return context
 
 
+class Watcher:
+    """`push-image` with watch=yes, on a copy of the tree of its own; leaving it is Ctrl-C."""
+
+    def __init__(self, shop: Shop, out: str, words: Sequence[str], image: str) -> None:
+        self.tree, self._image = shop.folder / f"{out}-tree", image
+        shutil.copytree(shop.tree, self.tree, ignore=shutil.ignore_patterns("__pycache__"))
+        command = shop.images("fetch,build,push", out, *words, f"to={image}", "watch=yes")
+        self._process = subprocess.Popen(
+            command, cwd=self.tree, env=shop.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def __enter__(self) -> Watcher:
+        self.wait_pushed()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGINT)
+        self._process.communicate(timeout=60)
+
+    def wait_pushed(self) -> str:
+        """Return the digest that it says to have pushed next."""
+        assert self._process.stdout is not None
+        lines: list[str] = []
+        for line in self._process.stdout:
+            if line.startswith("waiting for the next edit"):
+                return next(line.strip() for line in reversed(lines) if line.startswith("sha256:"))
+            lines.append(line)
+        sys.exit(f"bench images: watching ended:\n{''.join(lines)[-4000:]}")
+
+    def bring(self, edit: Callable[[], None], _image: str) -> float:
+        """Edit and return the seconds until it was pushed."""
+        os.sync()
+        started = time.monotonic()
+        edit()
+        pushed = self.wait_pushed()
+        seconds = time.monotonic() - started
+        there = Reference.parse(self._image)
+        if str(Repository(there).manifest(there.tag).digest) != pushed:
+            sys.exit(f"bench images: {there} is not {pushed}")
+        return seconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to bring an edit into a registry: the worker whose file is edited, and the commands for a new name of the image."""
+    """One way to bring an edit into a registry: the tree whose worker is edited, and a call that edits and returns the seconds of it."""
 
-    handler: Path
-    commands: Callable[[str], Sequence[Sequence[str]]]
+    tree: Path
+    bring: Callable[[Callable[[], None], str], float]
 
     def seconds_and_bytes(self, shop: Shop, line: str, image: str) -> tuple[float, float]:
         """Edit the worker, bring the image there, and return what it took and what it sent."""
-        with (self.handler / EDITED).open("a", encoding="utf-8") as file:
-            file.write(line)
-        os.sync()  # each pays for its own writes: whoever flushes first would wait for all that the one before left
+
+        def edit() -> None:
+            with (self.tree / EDITED).open("a", encoding="utf-8") as file:
+                file.write(line)
+
         before = shop.stored()
-        return sum(shop.spend(*command) for command in self.commands(image)), float(shop.stored() - before)
+        return self.bring(edit, image), float(shop.stored() - before)
 
 
-def ways(shop: Shop, model: Model | None, index: str) -> dict[str, Way]:
+def ways(shop: Shop, model: Model | None, index: str, watcher: Watcher) -> dict[str, Way]:
     """Return them by name, ours first."""
     tuned = dockerfile(shop, model)
-    words = [f"model={model.repository}"] if model else []
+
+    def way(tree: Path, commands: Callable[[str], Sequence[Sequence[str]]]) -> Way:
+        def bring(edit: Callable[[], None], image: str) -> float:
+            edit()
+            os.sync()  # each pays for its own writes: whoever flushes first would wait for all that the one before left
+            return sum(shop.spend(*command) for command in commands(image))
+
+        return Way(tree=tree, bring=bring)
+
     found = {
-        "ours": Way(
-            handler=shop.tree, commands=lambda image: [shop.images("fetch,build,push", f"{tuned.name}-out", *words, f"to={image}")]
-        ),
-        COPYING: Way(handler=tuned, commands=lambda image: _docker(image, tuned)),
+        OURS: way(shop.tree, lambda image: [shop.images("fetch,build,push", f"{tuned.name}-out", *_baked(model), f"to={image}")]),
+        WATCHING: Way(tree=watcher.tree, bring=watcher.bring),
+        COPYING: way(tuned, lambda image: _docker(image, tuned)),
     }
     if model is None:
         context = shipped(shop)
@@ -189,8 +247,12 @@ def ways(shop: Shop, model: Model | None, index: str) -> dict[str, Way]:
             f"--file={context / '.runpod' / 'Dockerfile'}",
             *(f"--build-arg={n}={v}" for n, v in arguments.items()),
         ]
-        found[SHIPPED] = Way(handler=context, commands=lambda image: _docker(image, context, *options))
+        found[SHIPPED] = way(context, lambda image: _docker(image, context, *options))
     return found
+
+
+def _baked(model: Model | None) -> list[str]:
+    return [f"model={model.repository}"] if model else []
 
 
 def _docker(image: str, context: Path, *options: str) -> Sequence[Sequence[str]]:
@@ -210,15 +272,16 @@ def shipped(shop: Shop) -> Path:
 
 def edit(shop: Shop, model: Model | None, edits: int, index: str) -> dict[str, tuple[float, float]]:
     """Return each way's medians of seconds and of bytes sent; the ways take turns, and their first round is not counted."""
-    known = ways(shop, model, index)
-    rows: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
-    for number in range(edits + 1):
-        for name, way in known.items():
-            image = f"{shop.hosts.registry}/bench/{'baked' if model else 'bare'}-{list(known).index(name)}:{number}"
-            rows[name].append(way.seconds_and_bytes(shop, f"# edit {number}\n", image))
+    name = "baked" if model else "bare"
+    rows: dict[str, list[tuple[float, float]]] = {}
+    with Watcher(shop, f"{name}-watched", _baked(model), f"{shop.hosts.registry}/bench/{name}:watched") as watcher:
+        known = ways(shop, model, index, watcher)
+        for number in range(edits + 1):
+            for place, (row, way) in enumerate(known.items()):
+                image = f"{shop.hosts.registry}/bench/{name}-{place}:{number}"
+                rows.setdefault(row, []).append(way.seconds_and_bytes(shop, f"# edit {number} of {row}\n", image))
     return {
-        name: (statistics.median(row[0] for row in found[1:]), statistics.median(row[1] for row in found[1:]))
-        for name, found in rows.items()
+        row: (statistics.median(one[0] for one in found[1:]), statistics.median(one[1] for one in found[1:])) for row, found in rows.items()
     }
 
 
@@ -302,15 +365,16 @@ def show_bake(model: Model, found: dict[str, list[float]], resident: Sequence[in
 
 def show_edit(what: str, found: Mapping[str, tuple[float, float]]) -> Iterable[tuple[str, float, float]]:
     """Print the table, and yield what has a target: its name, what was found, and the target."""
-    ours, sent = found["ours"]
-    print(f"\n{what:28} seconds   KB sent  times ours")
+    ours = {name: found[name][0] for name in (OURS, WATCHING)}
+    print(f"\n{what:28} seconds   KB sent  times {OURS}  times {WATCHING}")
     for name, (seconds, size) in found.items():
-        print(f"{name:28} {seconds:7.2f} {size / 1000:9.1f} {seconds / ours:10.1f}x")
-    yield f"{what}: seconds", ours, TARGETS["seconds"]
-    yield f"{what}: bytes sent", sent, TARGETS["sent"]
-    for name, (seconds, _) in found.items():
-        if name != "ours":
-            yield f"{what}: {name}: times ours", -seconds / ours, -TARGETS["faster"]
+        print(f"{name:28} {seconds:7.2f} {size / 1000:9.1f} {seconds / ours[OURS]:22.1f}x {seconds / ours[WATCHING]:19.1f}x")
+    for own, seconds in ours.items():
+        yield f"{what}: {own}: seconds", seconds, TARGETS["seconds"]
+        yield f"{what}: {own}: bytes sent", found[own][1], TARGETS["sent"]
+        theirs = [name for name in found if name not in ours]
+        for name in theirs if own == WATCHING else theirs[-1:]:
+            yield f"{what}: {own}: times faster than {name}", -found[name][0] / seconds, -TARGETS["faster"]
 
 
 def measure(gib: int, rounds: int, edits: int) -> bool:
