@@ -94,7 +94,7 @@ verify-image *arguments: _images
 # Build an image and push it, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG [watch=yes] [as for build-image]
 [group('image')]
 push-image *arguments: _images
-    @{{python}} -m images fetch,build,push "$@"
+    @exec {{python}} -m images fetch,build,push "$@"
 
 # Put a built image into a local Docker: load-image arch=ARCH [as=NAME]
 [group('image')]
