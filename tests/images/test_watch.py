@@ -29,7 +29,7 @@ class Watched:
     """A tree of its own in `folder`, and what its watching process says."""
 
     def __init__(self, folder: Path, made: Made, image: str) -> None:
-        self.tree, self.image = folder / "tree", image
+        self.tree, self.image, self._folder = folder / "tree", image, folder
         for name in ("handler", "images"):
             shutil.copytree(ROOT / name, self.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", self.tree)
@@ -78,7 +78,7 @@ class Watched:
         return self._log.read_text()
 
     def _command(self, name: str, out: str, *words: str) -> list[str]:
-        return [sys.executable, "-m", "images", name, "arch=cpu", f"out={self.tree.parent / out}", *self._words, *words]
+        return [sys.executable, "-m", "images", name, "arch=cpu", f"out={self._folder / out}", *self._words, *words]
 
 
 @pytest.fixture
@@ -126,6 +126,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(watched: Watched) -> None:
 
 
 def test_ctrl_c_ends_the_watch_in_good_order(watched: Watched) -> None:
+    watched.tree = ROOT
     with watched.running():
         watched.wait_said("waiting for the next edit", 1)
         watched.process.send_signal(signal.SIGINT)
