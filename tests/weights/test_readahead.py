@@ -41,11 +41,15 @@ def dropped(directory: Path) -> Path:
 
 def test_what_was_dropped_is_in_memory_again(tmp_path: Path) -> None:
     path = dropped(tmp_path)
-    before = resident(path)
-    with ReadAhead(tmp_path) as ahead:
-        ahead.wait()
-    assert ahead.done == path.stat().st_size
-    assert resident(path) == 1 >= before
+
+    def read_again() -> float:
+        with ReadAhead(tmp_path) as ahead:
+            ahead.wait()
+        assert ahead.done == path.stat().st_size
+        return resident(path)
+
+    # What other programs need meanwhile, the kernel takes from what was read but once.
+    assert any(read_again() == 1 for _ in range(3))
 
 
 def test_the_budget_is_kept(tmp_path: Path) -> None:
