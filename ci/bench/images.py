@@ -28,8 +28,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,7 +191,7 @@ class Watcher:
             lines.append(line)
         sys.exit(f"bench images: watching ended:\n{''.join(lines)[-4000:]}")
 
-    def bring(self, edit: Callable[[], None], _image: str) -> float:
+    def bring(self, edit: Callable[[], None]) -> float:
         """Edit and return the seconds until it was pushed."""
         os.sync()
         started = time.monotonic()
@@ -209,9 +209,9 @@ class Way:
     """One way to bring an edit into a registry: the tree whose worker is edited, and a call that edits and returns the seconds of it."""
 
     tree: Path
-    bring: Callable[[Callable[[], None], str], float]
+    bring: Callable[[Callable[[], None]], float]
 
-    def seconds_and_bytes(self, shop: Shop, line: str, image: str) -> tuple[float, float]:
+    def seconds_and_bytes(self, shop: Shop, line: str) -> tuple[float, float]:
         """Edit the worker, bring the image there, and return what it took and what it sent."""
 
         def edit() -> None:
@@ -219,44 +219,42 @@ class Way:
                 file.write(line)
 
         before = shop.stored()
-        return self.bring(edit, image), float(shop.stored() - before)
+        return self.bring(edit), float(shop.stored() - before)
 
 
-def ways(shop: Shop, model: Model | None, index: str, watcher: Watcher) -> dict[str, Way]:
-    """Return them by name, ours first."""
+@contextmanager
+def ways(shop: Shop, model: Model | None, index: str) -> Iterator[dict[str, Way]]:
+    """Give them by name, ours first; each has a tag of its own, which it moves."""
     tuned = dockerfile(shop, model)
+    name, words = ("baked", [f"model={model.repository}"]) if model else ("bare", [])
 
-    def way(tree: Path, commands: Callable[[str], Sequence[Sequence[str]]]) -> Way:
-        def bring(edit: Callable[[], None], image: str) -> float:
+    def by_commands(tree: Path, *commands: Sequence[str]) -> Way:
+        def bring(edit: Callable[[], None]) -> float:
             edit()
             os.sync()  # each pays for its own writes: whoever flushes first would wait for all that the one before left
-            return sum(shop.spend(*command) for command in commands(image))
+            return sum(shop.spend(*command) for command in commands)
 
         return Way(tree=tree, bring=bring)
 
-    found = {
-        OURS: way(shop.tree, lambda image: [shop.images("fetch,build,push", f"{tuned.name}-out", *_baked(model), f"to={image}")]),
-        WATCHING: Way(tree=watcher.tree, bring=watcher.bring),
-        COPYING: way(tuned, lambda image: _docker(image, tuned)),
-    }
-    if model is None:
-        context = shipped(shop)
-        arguments = {"BASE": shop.vendor.base, "PYTHON": f"/usr/bin/python{PYTHON}", "PIP_INDEX_URL": index}
-        options = [
-            "--network=host",
-            f"--file={context / '.runpod' / 'Dockerfile'}",
-            *(f"--build-arg={n}={v}" for n, v in arguments.items()),
-        ]
-        found[SHIPPED] = way(context, lambda image: _docker(image, context, *options))
-    return found
+    def by_docker(context: Path, image: str, *options: str) -> Way:
+        return by_commands(
+            context, ["docker", "build", "--quiet", "--tag", image, *options, str(context)], ["docker", "push", "--quiet", image]
+        )
 
-
-def _baked(model: Model | None) -> list[str]:
-    return [f"model={model.repository}"] if model else []
-
-
-def _docker(image: str, context: Path, *options: str) -> Sequence[Sequence[str]]:
-    return (["docker", "build", "--quiet", "--tag", image, *options, str(context)], ["docker", "push", "--quiet", image])
+    image = f"{shop.hosts.registry}/bench/{name}"
+    with Watcher(shop, f"{name}-watched", words, f"{image}:watched") as watcher:
+        found = {
+            OURS: by_commands(shop.tree, shop.images("fetch,build,push", f"{name}-out", *words, f"to={image}:ours")),
+            WATCHING: Way(tree=watcher.tree, bring=watcher.bring),
+            COPYING: by_docker(tuned, f"{image}:copying"),
+        }
+        if model is None:
+            context = shipped(shop)
+            arguments = {"BASE": shop.vendor.base, "PYTHON": f"/usr/bin/python{PYTHON}", "PIP_INDEX_URL": index}
+            given = [f"--build-arg={argument}={value}" for argument, value in arguments.items()]
+            file = f"--file={context / '.runpod' / 'Dockerfile'}"
+            found[SHIPPED] = by_docker(context, f"{image}:shipped", "--network=host", file, *given)
+        yield found
 
 
 def shipped(shop: Shop) -> Path:
@@ -272,16 +270,14 @@ def shipped(shop: Shop) -> Path:
 
 def edit(shop: Shop, model: Model | None, edits: int, index: str) -> dict[str, tuple[float, float]]:
     """Return each way's medians of seconds and of bytes sent; the ways take turns, and their first round is not counted."""
-    name = "baked" if model else "bare"
     rows: dict[str, list[tuple[float, float]]] = {}
-    with Watcher(shop, f"{name}-watched", _baked(model), f"{shop.hosts.registry}/bench/{name}:watched") as watcher:
-        known = ways(shop, model, index, watcher)
+    with ways(shop, model, index) as known:
         for number in range(edits + 1):
-            for place, (row, way) in enumerate(known.items()):
-                image = f"{shop.hosts.registry}/bench/{name}-{place}:{number}"
-                rows.setdefault(row, []).append(way.seconds_and_bytes(shop, f"# edit {number} of {row}\n", image))
+            for name, way in known.items():
+                rows.setdefault(name, []).append(way.seconds_and_bytes(shop, f"# edit {number} of {name}\n"))
     return {
-        row: (statistics.median(one[0] for one in found[1:]), statistics.median(one[1] for one in found[1:])) for row, found in rows.items()
+        name: (statistics.median(row[0] for row in found[1:]), statistics.median(row[1] for row in found[1:]))
+        for name, found in rows.items()
     }
 
 
