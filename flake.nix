@@ -13,7 +13,7 @@
       lock = fromJSON (readFile ./images/images.lock.json);
       locked = import ./ci/nix/locked.nix { inherit lock; releases = fromTOML (readFile ./images/releases.toml); };
       # All that decides about an image's bytes: an edit elsewhere builds none again.
-      ours = file: _: match "${toString ./.}/(handler|images|pyproject[.]toml)(/.*)?" file != null;
+      ours = file: _: match "${toString ./.}/(checkpoint|cpu_engine|handler|images|pyproject[.]toml)(/.*)?" file != null;
       sources = path { path = ./.; name = "sources"; filter = ours; };
       hex = file: substring 7 64 file.digest;
       ofIndexAndHub = [ "PIP_INDEX_URL" "PIP_EXTRA_INDEX_URL" "HF_ENDPOINT" "HF_TOKEN" ];
@@ -71,7 +71,7 @@
       checks.${system} = {
         lint = check "lint" "ruff check --no-cache; ruff format --check --no-cache";
         types = check "types" "python3 -m mypy --cache-dir=/dev/null images/build.py images/verify.py";
-        laws = check "laws" "python3 -m pytest -q tests/images/laws/test_{layout,tar,verify,wheels}.py";
+        laws = check "laws" "python3 -m pytest -q tests/images/test_{layout,tar,verify,wheels}.py";
         digest = check "digest" "diff -r ${plain.image-cpu} ${image { arch = "cpu"; circumstances = { TZ = "Asia/Tokyo"; LC_ALL = "C"; }; }}";
       };
       devShells.${system}.default = pkgs.mkShell { packages = [ provers pkgs.just pkgs.ruff pkgs.skopeo ]; };

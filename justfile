@@ -9,11 +9,11 @@ default:
 
 # Answer one prompt on this machine, without a GPU: run [prompt=TEXT | input=FILE] [model=NAME_OR_DIRECTORY]
 run *arguments:
-    @{{python}} -m ci.run "$@"
+    @{{python}} -m tools.run "$@"
 
 # Serve as RunPod's gateway would, on this machine: serve [port=8000] [model=NAME_OR_DIRECTORY] [engine=cpu] [endpoint=local] [api_key=KEY]
 serve *arguments:
-    @exec {{python}} -m ci.serve "$@"
+    @exec {{python}} -m tools.serve "$@"
 
 # Run every proof: linters, types, tests with coverage
 [group('check')]
@@ -25,7 +25,7 @@ test: _tools _programs lint types
 lint: _tools
     .venv/bin/ruff check
     .venv/bin/ruff format --check
-    .venv/bin/vulture handler images ci --min-confidence 80
+    .venv/bin/vulture handler checkpoint cpu_engine images tools ci --min-confidence 80
 
 # Check the types
 [group('check')]
@@ -64,12 +64,12 @@ demo-model:
 # Write hub.json, tests.json, the console's form and the pages from the worker's tables: generate [--check]
 [group('build')]
 generate *arguments: _tools
-    @{{python}} -m ci.generate "$@"
+    @{{python}} -m tools.generate "$@"
 
 # Tell whether a model fits a GPU, and what to change: plan model=NAME_OR_DIRECTORY gpu=POOL [count=N] [quantization=NAME] [max-model-len=N] [concurrency=N] [release=R]
 [group('check')]
 plan *arguments:
-    @{{python}} -m ci.plan "$@"
+    @{{python}} -m tools.plan "$@"
 
 # Resolve the Python dependencies again and write their lock files
 [group('build')]
@@ -119,12 +119,12 @@ smoke *arguments: _tools
 # Put an image on a RunPod endpoint, prove that it answers, go back if not: deploy image=REF [endpoint=NAME] [gpu=POOL] [env.NAME=VALUE] [dry-run=yes] ...
 [group('release')]
 deploy *arguments:
-    @exec {{python}} -m ci.deploy "$@"
+    @exec {{python}} -m tools.deploy "$@"
 
 # Write an image's bill of materials from the lock: sbom arch=sm89 [release=R] [cuda=V] [model=NAME] [digest=D] [out=FILE]
 [group('release')]
 sbom *arguments: _tools
-    @{{python}} -m ci.sbom "$@"
+    @{{python}} -m tools.sbom "$@"
 
 _tools:
     @ci/install test

@@ -19,7 +19,7 @@ from handler.fastdeploy.checks import check
 from handler.fastdeploy.rules import Rules
 from handler.job import CHAT
 
-CASES = Path(__file__).parent.parent / "tests" / "fastdeploy" / "data" / "fuzz.json"
+CASES = Path(__file__).parent.parent / "tests" / "handler" / "fastdeploy" / "data" / "fuzz.json"
 RELEASES = ("2.3", "2.5")
 QUESTION = {"messages": [{"role": "user", "content": "Say Hi"}]}
 SERVED = "tiny-qwen3"

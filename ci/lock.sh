@@ -9,7 +9,7 @@ compile() { # compile LOCK INPUT...
 }
 # Each lock is resolved under the one before it, so that a package has one version everywhere.
 compile handler/requirements.lock handler/requirements.in
-compile handler/cpu/requirements.lock handler/requirements.in handler/cpu/requirements.in --constraint handler/requirements.lock
+compile cpu_engine/requirements.lock handler/requirements.in cpu_engine/requirements.in --constraint handler/requirements.lock
 compile ci/just.lock ci/just.in
 compile images/requirements.lock images/requirements.in --constraint handler/requirements.lock
-compile ci/requirements.lock handler/requirements.in handler/cpu/requirements.in images/requirements.in ci/just.in ci/requirements.in --constraint handler/cpu/requirements.lock
+compile ci/requirements.lock handler/requirements.in cpu_engine/requirements.in images/requirements.in ci/just.in ci/requirements.in --constraint cpu_engine/requirements.lock

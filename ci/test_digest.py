@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ci.hosts.base import PYTHON, BaseLayer, debian_layer
 from images.build import build_image
+from images.build_errors import ImageError
 from images.cache import Cache
+from images.contents import Order, plan_image
 from images.digest import Digest, canonical_json
-from images.errors import ImageError
 from images.fetch import fetch
 from images.layout import Layout
 from images.lock import Base, Blob, layers_of, read_lock, write_lock
-from images.plan import Order, plan_image
 from images.releases import Cpu, read_releases
 from images.verify import verify
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from checkpoint.find import Places, Source, find_weights
+from checkpoint.unavailable import ModelUnavailable
 from handler.departure import Departure
 from handler.early import ENGINE_PYTHON, Waiting
 from handler.engines import choose_engine
@@ -22,7 +24,6 @@ from handler.launch import Launcher
 from handler.ledger import Ledger
 from handler.lifecycle import Lifecycle, State
 from handler.logs import configure
-from handler.models import Places, find_weights
 from handler.settings import Settings, read_settings
 
 __all__ = ["run"]
@@ -38,7 +39,7 @@ def run(argv: list[str], environment: MutableMapping[str, str], waiting: Waiting
         settings = read_settings(environment, engine_names=variable_names())
         configure(settings.log_level, platform="RUNPOD_ENDPOINT_ID" in environment)
         return 0 if _serve(settings, lifecycle, ledger, environment, argv, departure) and lifecycle.state is not State.DEAD else 1
-    except WorkerError as error:
+    except (WorkerError, ModelUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the answer has left; Python would complain once more at its own end
@@ -64,7 +65,8 @@ def _serve(
     ledger.note("machine checked")
     model = settings.model
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
-    weights = find_weights(model, places=places, source=model.origin, endpoint=model.endpoint)
+    source = Source(name=model.source, revision=model.revision, hub=model.origin, endpoint=model.endpoint, token=model.token.reveal())
+    weights = find_weights(source, places)
     ledger.note("weights found")
     engine, examine = fit(weights)
     launcher = departure.launcher = Launcher(engine, environment, departure.waiting)
@@ -73,8 +75,8 @@ def _serve(
         ledger.note("engine started")
         examine()
         # Whatever is not needed to start the engine is imported while it loads: together that takes more than a second.
+        from checkpoint.read_ahead import ReadAhead
         from handler.engine import EngineProcess, supervised
-        from handler.weights.readahead import ReadAhead
 
         def answered() -> None:
             ledger.note("engine answered")

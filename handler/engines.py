@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from handler.errors import EngineFailedToStart, InvalidSettings, ModelUnavailable
+from checkpoint.find import Weights
+from checkpoint.unavailable import ModelUnavailable
+from handler.errors import EngineFailedToStart, InvalidSettings
 from handler.fastdeploy.flags import RELEASES, variable_names
+from handler.fastdeploy.gpus import Gpu as ListedGpu
+from handler.fastdeploy.gpus import image_findings, list_gpus, parse_architectures
 from handler.fastdeploy.installed import installed_version
-from handler.fastdeploy.server import FastDeployEngine, Gpu, Host, check, prepare
-from handler.gpus import Gpu as ListedGpu
-from handler.gpus import image_findings, list_gpus, parse_architectures
+from handler.fastdeploy.start import FastDeployEngine, Gpu, Host, check, prepare
 from handler.launch import CpuEngine, Engine, free_ports
-from handler.models import Weights
 from handler.settings import Settings
 
 __all__ = ["Fit", "choose_engine", "has_fastdeploy"]
@@ -90,7 +91,7 @@ def _fastdeploy(settings: Settings) -> Fit:
 def _examine(
     engine: FastDeployEngine, gpus: tuple[ListedGpu, ...], architectures: tuple[int, ...], settings: Settings, weights: Weights
 ) -> None:
-    from handler.preflight import Plan, look_at_host, preflight, require
+    from handler.fastdeploy.preflight import Plan, look_at_host, preflight, require
 
     quantization, experts = _quantizations(engine.values.get("quantization") or {})
     plan = Plan(

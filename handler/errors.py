@@ -4,7 +4,6 @@
     |-- InvalidJob             the caller: the job or the request cannot be served as it stands
     |-- Unavailable            the caller may send the same request again: the worker is loading, full, leaving, or it took too long
     |-- InvalidSettings        the operator: variables or files of the deployment are wrong
-    |-- ModelUnavailable       the operator: the weights are missing, incomplete or of a kind no engine here serves
     |-- EngineFailedToStart    the operator: the engine never became ready
     |-- EngineRejected         the engine answered, and its answer is an error; status and body are kept
     |-- EngineDied             the engine ended or broke off while it was needed
@@ -27,7 +26,6 @@ __all__ = [
     "EngineTimeout",
     "InvalidJob",
     "InvalidSettings",
-    "ModelUnavailable",
     "Unavailable",
     "WorkerError",
     "for_log",
@@ -71,12 +69,6 @@ class InvalidSettings(WorkerError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-class ModelUnavailable(WorkerError):
-    """The operator must provide the weights; the message says what is missing and which variable to set."""
-
-    code = "model_unavailable"
 
 
 class EngineFailedToStart(WorkerError):

@@ -71,8 +71,8 @@ class CpuEngine:
     name: str = "cpu"
 
     def command(self, port: int) -> list[str]:
-        """Return the argv of `handler.cpu`, which takes FastDeploy's own flags."""
-        argv = [sys.executable, "-m", "handler.cpu", "--model", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
+        """Return the argv of `cpu_engine`, which takes FastDeploy's own flags."""
+        argv = [sys.executable, "-m", "cpu_engine", "--model", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--served-model-name", self.served_name, "--max-num-seqs", str(self.settings.max_num_seqs)]
         argv += ["--max-concurrency", str(_MOST_REQUESTS)]
         if self.settings.max_model_len:

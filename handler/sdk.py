@@ -9,7 +9,7 @@ that tells which jobs to stop, and the bookkeeping around each job. Replaced is 
 - posting loses what meets a dropped connection or a 429, and whole jobs over a lone surrogate;
 - leaving waits for polls of up to 90 s.
 
-`taking` and `delivery` do these. tests/unit/test_sdk.py fails when anything that is used or replaced here differs in another release.
+`taking` and `delivery` do these. tests/handler/test_sdk.py fails when anything that is used or replaced here differs in another release.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from checkpoint.unavailable import is_address, is_header_text
 from handler.errors import InvalidSettings
 from handler.variables import TABLE, Variable
 
@@ -25,8 +26,6 @@ __all__ = [
     "ModelSettings",
     "Secret",
     "Settings",
-    "is_address",
-    "is_header_text",
     "read_settings",
 ]
 
@@ -206,22 +205,6 @@ def read_settings(
         log_level=values["LOG_LEVEL"],
         texts={**environment, **written},
     )
-
-
-def is_header_text(text: str) -> bool:
-    """Say whether a secret may stand in a header; libraries quote one that may not in their errors."""
-    return text.isascii() and text.isprintable() and " " not in text
-
-
-def is_address(text: str) -> bool:
-    """Say whether a text is the address of an HTTP server."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(text)
-        return is_header_text(text) and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # which only reading the port may tell
-        return False
 
 
 def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict[str, str]:

@@ -2,23 +2,24 @@
 
  1. `releases`   says what exists: releases of FastDeploy, their base images, what each covers (`releases.toml`, `gpus.toml`).
  2. `lock`       says what is pinned: every input by its SHA-256 (`images.lock.json`, a row of which is one of
-    `pins`); `schema` reads and writes such tables.
+    `locked`); `schema` reads and writes such tables.
  3. `cache`      finds the pinned inputs on this disk, by their digest.
  4. `entries`    is one file, folder or whiteout of a layer, with a path that cannot leave the root.
- 5. `places`, `wheels`, `models`, `handlers`  make entries of wheels, of a model's files, of the worker's own code.
+ 5. `install_paths`, `wheels`, `model_layers`, `worker_layers`  make entries of wheels, of a model's files, of the worker's own code.
  6. `tar`        writes entries as bytes: the same entries give the same bytes.
- 7. `plan`       lists an image's layers from the bottom to the top, before anything is written.
+ 7. `contents`   lists an image's layers from the bottom to the top, before anything is written.
  8. `image`      appends the layers to the base: manifest and config.
  9. `layout`     writes them to disk as an OCI layout, whole or not at all; `build` runs the steps 3 to 9.
 10. `verify`     reads a layout with none of the above but digests, and finds whatever is wrong with it.
-11. `web`, `auth`, `registry`, `index`, `scan` ask the outside world; `resolve` pins what it has today, `fetch` brings what is pinned.
+11. `http_client`, `auth`, `registry`, `index`, `scan` ask the outside world; `resolve` pins what it has today, `fetch` brings what is
+    pinned.
 12. `skopeo`, `push`, `mirror`, `load` copy images and inputs to a registry or into Docker.
 
 `arguments` reads key=value words; `__main__` has the table of commands; `watch` runs them again after an edit.
 
-Imports point upwards in this order; a file may import those before it: errors, arguments, digest, schema, releases, pins, lock, cache,
-entries, places, wheels, models, handlers, tar, plan, image, layout, build, verify, web, auth, registry, index, scan, fetch, resolve,
-skopeo, push, mirror, load, apply, watch, __main__.
+Imports point upwards in this order; a file may import those before it: build_errors, arguments, digest, schema, releases, locked, lock,
+cache, entries, install_paths, wheels, model_layers, worker_layers, tar, contents, image, layout, build, verify, http_client, auth,
+registry, index, scan, fetch, resolve, skopeo, push, mirror, load, apply, watch, __main__.
 
 Rules of determinism, which the tests cite:
 

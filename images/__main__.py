@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from images.arguments import Command, parse
-from images.errors import ImageError, UnknownChoice, nearest
+from images.build_errors import ImageError, UnknownChoice, nearest
 
 COMMANDS = {
     "plan": ("images.build", "PLAN"),

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from images.arguments import TARGET_KEYS, Command, Key, file_named
 from images.build import cache_from
+from images.build_errors import BadSource, DigestMismatch
 from images.cache import Cache
+from images.contents import Order, plan_image
 from images.digest import Digest, canonical_json, file_digest, read_chunks
 from images.entries import Entry, ordered
-from images.errors import BadSource, DigestMismatch
 from images.fetch import fetch
+from images.install_paths import owned_paths
 from images.lock import Base, Blob, Lock, Replaced
-from images.places import owned_paths
-from images.plan import Order, plan_image
 from images.releases import RELEASES, Releases, read_releases
 from images.resolve import resolve_model, resolve_packages, resolve_wheel
 from images.tar import EPOCH

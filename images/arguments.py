@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.errors import UnknownChoice, nearest
+from images.build_errors import UnknownChoice, nearest
 
 __all__ = ["TARGET_KEYS", "Command", "Key", "file_named", "parse", "yes_or_no"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from images.errors import BadSource
+from images.build_errors import BadSource
 
 __all__ = ["HUB", "HUB_API", "AuthFile"]
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from images.arguments import TARGET_KEYS, Command, Key, file_named
+from images.build_errors import Missing
 from images.cache import CACHE, Cache
+from images.contents import ImagePlan, LayerPlan, Order, plan_image
 from images.digest import Digest
-from images.errors import Missing
 from images.image import NewLayer, Settings, append
 from images.layout import Layout
 from images.lock import LOCK, read_lock
-from images.plan import ImagePlan, LayerPlan, Order, plan_image
 from images.releases import RELEASES, read_releases
 from images.tar import write_tar
 

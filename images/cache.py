@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from images.build_errors import ImageError, Missing
 from images.digest import Digest
-from images.errors import ImageError, Missing
 
 __all__ = ["CACHE", "Cache"]
 

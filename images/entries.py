@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from images.build_errors import UnsafePath
 from images.digest import Digest
-from images.errors import UnsafePath
 
 __all__ = ["Entry", "check_path", "file_entry", "folder", "hidden", "opaque", "ordered", "text_entry", "with_parents"]
 

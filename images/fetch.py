@@ -22,13 +22,13 @@ from urllib.parse import quote, urlsplit
 from images.arguments import Command, Key, file_named
 from images.auth import AuthFile
 from images.build import BUILD_KEYS, cache_from
+from images.build_errors import DigestMismatch, ImageError, UnknownChoice, Unreachable
 from images.cache import Cache
 from images.digest import Digest, file_digest, read_chunks
-from images.errors import DigestMismatch, ImageError, UnknownChoice, Unreachable
+from images.http_client import Answer, Rest, Silent, ask
 from images.lock import LOCK, File, Lock, Packages, read_lock, requirements_digest
 from images.registry import Reference, Repository
 from images.releases import RELEASES, Target, read_releases
-from images.web import Answer, Rest, Silent, ask
 
 __all__ = ["COMMAND", "Input", "Place", "bring", "fetch", "inputs_of", "on_hub", "on_web", "pin"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from images.build_errors import BadSource
 from images.digest import Digest, canonical_json
-from images.errors import BadSource
 from images.lock import Base
 from images.tar import EPOCH
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urldefrag
 
-from images.errors import BadSource, Unreachable
+from images.build_errors import BadSource, Unreachable
 
 __all__ = ["download_wheels", "locked_requirements", "wheel_address"]
 

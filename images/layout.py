@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from images.build_errors import BadSource, ImageError
 from images.digest import Digest, canonical_json
-from images.errors import BadSource, ImageError
 from images.image import MANIFEST_TYPE, Image, NewLayer
 
 __all__ = ["BlobWriter", "Layout"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from images.arguments import Command, Key
 from images.build import BUILD_KEYS, default_folder
-from images.errors import Unreachable
+from images.build_errors import Unreachable
 from images.push import Pushable, mirrors_of, read_pushable
 from images.registry import Reference
 from images.skopeo import copy

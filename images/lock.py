@@ -25,9 +25,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from images.build_errors import InvalidFile, Unlocked
 from images.digest import Digest, file_digest
-from images.errors import InvalidFile, Unlocked
-from images.pins import Base, Blob, EngineWheel, Entry, File, Layer, Model, ModelFile, Packages, Replaced, layers_of
+from images.locked import Base, Blob, EngineWheel, Entry, File, Layer, Model, ModelFile, Packages, Replaced, layers_of
 from images.releases import Target
 from images.schema import decode, encode
 
@@ -56,7 +56,7 @@ LOCK = Path(__file__).with_name("images.lock.json")
 VERSION = 1
 """The version of the file's form, and of the bytes that are built from it: a change to either changes it."""
 
-_HANDLER = Path(__file__).resolve().parent.parent / "handler"
+_TREE = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 
@@ -166,7 +166,7 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 def requirements(target: Target) -> Path:
     """Return the requirements.lock that the worker's packages in the target's image are chosen from."""
-    return _HANDLER / ("cpu/requirements.lock" if target.engine == "cpu" else "requirements.lock")
+    return _TREE / ("cpu_engine" if target.engine == "cpu" else "handler") / "requirements.lock"
 
 
 def requirements_digest(target: Target) -> Digest:

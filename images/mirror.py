@@ -15,9 +15,9 @@ from typing import Any
 
 from images.arguments import TARGET_KEYS, Command, Key, file_named
 from images.build import cache_from
+from images.build_errors import UnknownChoice
 from images.cache import Cache
 from images.digest import Digest, canonical_json
-from images.errors import UnknownChoice
 from images.fetch import fetch
 from images.lock import LOCK, Entry, File, Lock, Model, ModelFile, read_lock, requirements_digest, write_lock
 from images.push import copy_base

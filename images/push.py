@@ -22,11 +22,11 @@ from typing import Any
 from images.arguments import Command, Key, file_named, yes_or_no
 from images.auth import AuthFile
 from images.build import BUILD_KEYS, default_folder
+from images.build_errors import BadSource, BrokenLayout, DigestMismatch, ImageError, UnknownChoice, Unreachable
 from images.digest import Digest
-from images.errors import BadSource, BrokenLayout, DigestMismatch, ImageError, UnknownChoice, Unreachable
+from images.http_client import Refused
 from images.lock import LOCK, read_lock
 from images.registry import Manifest, Reference, Repository
-from images.web import Refused
 
 __all__ = ["COMMAND", "Pushable", "copy_base", "mirrors_of", "push", "read_pushable"]
 

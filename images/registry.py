@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from images.auth import HUB, HUB_API, AuthFile
+from images.build_errors import BadSource, DigestMismatch, UnknownChoice, Unreachable
 from images.digest import Digest
-from images.errors import BadSource, DigestMismatch, UnknownChoice, Unreachable
-from images.web import Answer, Refused, ask, is_loopback, read_body
+from images.http_client import Answer, Refused, ask, is_loopback, read_body
 
 __all__ = ["Manifest", "Reference", "Repository"]
 

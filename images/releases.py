@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from images.errors import InvalidFile, UnknownChoice, nearest
+from images.build_errors import InvalidFile, UnknownChoice, nearest
 from images.schema import decode
 
 __all__ = ["GPUS", "RELEASES", "Build", "Cpu", "Gpu", "Release", "Releases", "Target", "Wheels", "read_gpus", "read_releases", "read_toml"]

@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from handler.errors import ModelUnavailable
-from handler.settings import Secret
-from handler.weights.hub import Hub, list_files
+from checkpoint.hub import Hub, list_files
+from checkpoint.unavailable import ModelUnavailable
 from images.arguments import TARGET_KEYS, Command, Key, file_named
 from images.auth import AuthFile
 from images.build import cache_from
+from images.build_errors import BadSource, UnknownChoice, Unreachable
 from images.cache import Cache
 from images.digest import Digest, file_digest
-from images.errors import BadSource, UnknownChoice, Unreachable
 from images.fetch import on_hub, on_web, pin
+from images.http_client import ask
 from images.index import download_wheels, locked_requirements, wheel_address
 from images.lock import (
     LOCK,
@@ -45,7 +45,6 @@ from images.lock import (
 from images.registry import Reference, Repository
 from images.releases import RELEASES, Target, read_releases
 from images.scan import find_engine
-from images.web import ask
 
 __all__ = ["COMMAND", "resolve_base", "resolve_model", "resolve_packages", "resolve_wheel"]
 
@@ -135,7 +134,7 @@ def resolve_model(repository: str, revision: str, cache: Cache, environment: Map
     Raises:
         Unreachable: when the hub could not be asked, or has no such model for this token.
     """
-    hub = Hub(endpoint=environment.get("HF_ENDPOINT", ""), token=Secret(environment.get("HF_TOKEN", "")))
+    hub = Hub(endpoint=environment.get("HF_ENDPOINT", ""), token=environment.get("HF_TOKEN", ""))
     try:
         listing = list_files(repository, revision, hub)
     except ModelUnavailable as error:

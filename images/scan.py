@@ -11,11 +11,11 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from images.errors import BadSource
+from images.build_errors import BadSource
+from images.http_client import Rest
+from images.install_paths import owned_paths
 from images.lock import Layer, Replaced
-from images.places import owned_paths
 from images.registry import Repository
-from images.web import Rest
 
 __all__ = ["find_engine"]
 

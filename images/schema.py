@@ -12,8 +12,8 @@ import types
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from images.build_errors import nearest
 from images.digest import Digest
-from images.errors import nearest
 
 __all__ = ["decode", "encode"]
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from images.errors import Unreachable
-from images.web import PAUSES, is_loopback
+from images.build_errors import Unreachable
+from images.http_client import PAUSES, is_loopback
 
 __all__ = ["copy"]
 

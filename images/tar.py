@@ -38,9 +38,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+from images.build_errors import FETCH_AGAIN, BadSource, DigestMismatch
 from images.digest import CHUNK
 from images.entries import Entry, ordered
-from images.errors import FETCH_AGAIN, BadSource, DigestMismatch
 
 __all__ = ["EPOCH", "Write", "tar_size", "write_tar"]
 

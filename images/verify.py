@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from images.arguments import Command, Key, file_named
+from images.build_errors import BrokenLayout
 from images.digest import Digest, file_digest
-from images.errors import BrokenLayout
 
 __all__ = ["COMMAND", "verify"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from images.handlers import HANDLER
+from images.worker_layers import PACKAGES, TREE
 
 __all__ = ["after_every_edit"]
 
@@ -24,7 +24,7 @@ def after_every_edit(act: Callable[[], int]) -> int:
 
     code = None
     try:
-        for edited in watch(HANDLER, step=_SETTLED_MS, rust_timeout=_LOOK_MS, yield_on_timeout=True):
+        for edited in watch(*(TREE / name for name in PACKAGES["cpu"]), step=_SETTLED_MS, rust_timeout=_LOOK_MS, yield_on_timeout=True):
             if not edited and code is not None:
                 continue
             code = act()

@@ -32,11 +32,11 @@ from installer.scripts import Script
 from installer.sources import WheelFile
 from installer.utils import construct_record_file, fix_shebang, parse_wheel_filename
 
+from images.build_errors import FETCH_AGAIN, BadSource, DigestMismatch, UnsafePath
 from images.digest import Digest, file_digest
 from images.entries import Entry, check_path, text_entry
-from images.errors import FETCH_AGAIN, BadSource, DigestMismatch, UnsafePath
+from images.install_paths import Place
 from images.lock import File
-from images.places import Place
 
 __all__ = ["check_tags", "wheel_entries"]
 

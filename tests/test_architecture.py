@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-HANDLER = Path(__file__).resolve().parents[1] / "handler"
+from tests import ROOT
+
+HANDLER = ROOT / "handler"
 ORDER = re.search(r"a file may import those before it: ([\w\s,]+)\.", (HANDLER / "__init__.py").read_text())
 assert ORDER
 PROGRAMS = {"__main__", "describe", "serve_on_loopback"}
 LAYERS = [name.strip() for name in ORDER.group(1).split(",")]
-FILES = sorted(path for path in HANDLER.rglob("*.py") if "cpu" not in path.parts)
+FILES = sorted(HANDLER.rglob("*.py"))
 MODULES = [path for path in FILES if path.stem != "__init__"]
 
 
@@ -46,13 +48,21 @@ def test_imports_point_upwards(path: Path) -> None:
     assert inside <= allowed, f"{path.stem} may import {sorted(allowed)}"
 
 
-@pytest.mark.parametrize("path", sorted((HANDLER / "cpu").glob("*.py")), ids=lambda path: path.stem)
-def test_the_cpu_engine_is_a_program_of_its_own(path: Path) -> None:
-    assert all(name.startswith("handler.cpu") for name in imports(path) if name.split(".")[0] == "handler")
+PACKAGES = {
+    "checkpoint": set[str](),
+    "cpu_engine": set[str](),
+    "handler": {"checkpoint"},
+    "images": {"checkpoint"},
+    "tools": {"checkpoint", "handler", "images"},
+    "ci": {"checkpoint", "cpu_engine", "handler", "images", "tools", "tests"},
+}
+"""What each package may import beside itself."""
 
 
-def test_nothing_of_the_worker_imports_the_cpu_engine() -> None:
-    assert not [path for path in MODULES if any(name.startswith("handler.cpu") for name in imports(path))]
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_they_are_built_on(package: str) -> None:
+    found = {name.split(".")[0] for path in (ROOT / package).rglob("*.py") for name in imports(path)}
+    assert found & {*PACKAGES, "tests"} <= {package} | PACKAGES[package]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +70,9 @@ def test_nothing_of_the_worker_imports_the_cpu_engine() -> None:
     [
         ("runpod", {"sdk"}),
         ("subprocess", {"early", "launch", "gpus", "installed", "describe"}),
-        ("huggingface_hub", {"models", "hub", "receive"}),
-        ("psutil", {"processes", "readahead"}),
+        ("psutil", {"processes"}),
         ("aiohttp", {"engine", "proxy", "delivery", "health", "taking", "web"}),
-        ("ctypes", {"residue", "serve_on_loopback"}),
+        ("ctypes", {"cleanup", "serve_on_loopback"}),
         ("os.environ", {"__main__", "serve_on_loopback"}),
         ("sys.exit", {"__main__", "serve_on_loopback"}),
     ],

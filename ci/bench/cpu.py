@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from handler.cpu.host import free_cores
+from cpu_engine.cores import free_cores
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from handler.cpu.tensors import FloatArray
+    from cpu_engine.tensors import FloatArray
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 1024, 3072, 18, 16, 2, 128, 103424
 ERNIE_0_3B = {
@@ -137,9 +137,9 @@ def tensor_shapes() -> Iterator[tuple[str, list[int]]]:
 
 def measure_bare(directory: Path, threads: int, tokens: int) -> dict[str, Timing]:
     """Time one prompt, one decode step of one stream and one of eight, without a server."""
-    from handler.cpu.config import read_config
-    from handler.cpu.model import Chunk, Model
-    from handler.cpu.weights import load_weights
+    from cpu_engine.architecture import read_config
+    from cpu_engine.forward import Chunk, Model
+    from cpu_engine.weights import load_weights
 
     config = read_config(directory)
     weights = load_weights(directory, config, threads)
@@ -209,7 +209,7 @@ class Served:
 def measure_served(directory: Path, tokens: int) -> Served:
     """Start the server as a child process and ask it over HTTP."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "handler.cpu", "--model", str(directory), "--port", "0", "--max-num-seqs", str(STREAMS)]
+    command = [sys.executable, "-m", "cpu_engine", "--model", str(directory), "--port", "0", "--max-num-seqs", str(STREAMS)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -38,9 +38,10 @@ from ci.hosts.shared import Hosts, hosts
 from images.digest import Digest, file_digest
 from images.lock import Lock, Model, ModelFile, read_lock, write_lock
 from images.registry import Reference, Repository
+from images.worker_layers import PACKAGES
 from tests.images.made import ROOT, seed_lock, succeed
-from tests.images.vendor.index import index_of_everything
-from tests.images.vendor.vendor import Vendor, miniature
+from tests.twins.vendor.index import index_of_everything
+from tests.twins.vendor.vendor import Vendor, miniature
 
 NUMBERS = {"gib": 2, "rounds": 3, "edits": 5}
 GIB = 1 << 30
@@ -101,7 +102,7 @@ class Shop:
 def prepare(hosts: Hosts, vendor: Vendor, folder: Path, gib: int) -> Shop:
     """Copy the tree, lock the image for SM80 on the miniature vendor's base, make the shards, and build all of it once without them."""
     shop = Shop(hosts=hosts, vendor=vendor, folder=folder)
-    for name in ("handler", "images"):
+    for name in (*PACKAGES["cpu"], "images"):
         shutil.copytree(ROOT / name, shop.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", shop.tree)
     seed_lock(shop.lock)
@@ -260,7 +261,7 @@ def ways(shop: Shop, model: Model | None, index: str) -> Iterator[dict[str, Way]
 def shipped(shop: Shop) -> Path:
     """Make the folder that .runpod/Dockerfile is built in, with the miniature vendor's table, and return it."""
     context = shop.folder / "shipped"
-    for name in ("handler", "images", ".runpod"):
+    for name in (*PACKAGES["cpu"], "images", ".runpod"):
         shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", ".dockerignore"):
         shutil.copyfile(ROOT / name, context / name)

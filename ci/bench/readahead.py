@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from handler.weights.readahead import ReadAhead
+from checkpoint.read_ahead import ReadAhead
 
 SHARDS = 4
 BLOCK = 4 << 20

@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
-from ci.jobserver import JobServer
-from tests.contract.worker import Worker, replayed_engine
-from tests.faults.books import crossed
+from tests.handler.faults.balance import crossed
+from tests.handler.worker_process import Worker, replayed_engine
+from tools.serve.job_server import JobServer
 
 NUMBERS = {"jobs": 20_000.0, "minutes": 10.0, "together": 64.0}
 STREAM_RATE = 25

@@ -14,9 +14,10 @@ import time
 
 import aiohttp
 
-from ci.jobserver import JobServer
 from handler.launch import free_ports
-from tests.contract.worker import ROOT, Worker, environment, replayed_engine
+from tests import ROOT
+from tests.handler.worker_process import Worker, environment, replayed_engine
+from tools.serve.job_server import JobServer
 
 
 async def _until(url: str, status: int, deadline: float) -> None:

@@ -26,9 +26,9 @@ from typing import Any
 import aiohttp
 import psutil
 
-from ci.jobserver import JobServer
-from ci.platform_job import Job
-from tests.contract.worker import Worker, replayed_engine
+from tests.handler.worker_process import Worker, replayed_engine
+from tools.serve.job_server import JobServer
+from tools.serve.platform_job import Job
 
 RATES, LATENCIES, STREAMS = (40, 100), (0, 20, 50), (1, 50, 100, 256)
 UNPACED = 1_000_000

@@ -1,8 +1,8 @@
 """Many random fault trials: `ci/just bench trials [n=300] [seed=0] [kind=KIND] [together=2]`.
 
 Trials of the seeds from `seed` on, `n` of each kind of trouble or of the one that is named; `together` run at a time. What a trial is, and
-what must hold, is told in `tests/faults/trials.py`. Each failure is printed with its seed and the worker's own words, and makes the exit
-code 1; `n=1 seed=SEED kind=KIND` repeats it.
+what must hold, is told in `tests/handler/faults/trials.py`. Each failure is printed with its seed and the worker's own words, and makes the
+exit code 1; `n=1 seed=SEED kind=KIND` repeats it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.trials import KINDS, Trial, draw, run
+from tests.handler.faults.trials import KINDS, Trial, draw, run
 
 NUMBERS = {"n": 300, "seed": 0, "together": 2}
 

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
+from ci.demo_model.build_tokenizer import VOCABULARY, build_tokenizer, training_text
 from ci.demo_model.corpus import HERE, read_facts, read_sections
 from ci.demo_model.dialogs import IGNORED, Dialogs, Sequence
 from ci.demo_model.questions import Questions
-from ci.demo_model.tokenizer import VOCABULARY, build_tokenizer, training_text
 
 SEED = 0
 STEPS = 2600

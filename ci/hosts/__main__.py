@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from ci.hosts.processes import HostFailed
+from ci.hosts.servers import HostFailed
 from ci.hosts.shared import hosts, keep
 
 

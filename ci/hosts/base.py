@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.hosts.processes import HostFailed
+from ci.hosts.servers import HostFailed
 
 __all__ = ["PYTHON", "BaseLayer", "debian_layer", "push_layout", "write_layout"]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.hosts.processes import HostFailed, running
+from ci.hosts.servers import HostFailed, running
 
 __all__ = ["Docker", "docker_engine"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from ci.hosts.base import debian_layer, push_layout, write_layout
 from ci.hosts.dockerd import Docker, docker_engine
-from ci.hosts.processes import HostFailed
-from ci.hosts.registry import container_registry
+from ci.hosts.registry_host import container_registry
+from ci.hosts.servers import HostFailed
 
 __all__ = ["Hosts", "hosts", "shared_hosts"]
 

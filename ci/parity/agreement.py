@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ci.parity.reference import Floats, Reference
-from handler.cpu.config import read_config
-from handler.cpu.model import Chunk, Model
-from handler.cpu.weights import load_weights
+from cpu_engine.architecture import read_config
+from cpu_engine.forward import Chunk, Model
+from cpu_engine.weights import load_weights
 
 TOLERANCE = 1e-4
 """The largest difference in any logit between the engine and transformers, both in float32."""

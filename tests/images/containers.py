@@ -7,7 +7,7 @@ import subprocess
 from typing import Any
 
 from ci.hosts.dockerd import Docker
-from ci.hosts.processes import HostFailed
+from ci.hosts.servers import HostFailed
 
 __all__ = ["Container"]
 

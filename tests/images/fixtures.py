@@ -10,7 +10,7 @@ import pytest
 
 from ci.hosts.shared import Hosts, shared_hosts
 from tests.images.made import Made, make_all
-from tests.images.vendor.vendor import Vendor, miniature
+from tests.twins.vendor.vendor import Vendor, miniature
 
 
 @pytest.fixture(scope="session")

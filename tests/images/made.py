@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ci.hosts.shared import Hosts
-from tests.images.vendor.vendor import MODEL, Vendor
+from tests import ROOT
+from tests.twins.vendor.vendor import MODEL, Vendor
 
 __all__ = ["ARCHITECTURES", "ROOT", "Image", "Made", "command", "make_all", "seed_lock", "succeed"]
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "cpu")
 _PACKAGES = ROOT / "dist" / "ci-packages.lock.json"
 """The worker's own packages as an earlier run locked them: they come from outside, and only a change of requirements changes them."""

@@ -11,7 +11,7 @@ from images.layout import Layout
 from images.lock import Base, Blob, layers_of
 from images.push import Pushable, read_pushable
 from images.registry import Reference, Repository
-from tests.images.vendor.builds import tar_of
+from tests.twins.vendor.builds import tar_of
 
 __all__ = ["base_of", "small_image"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from images.apply import lay
+from images.build_errors import DigestMismatch, UnsafePath
 from images.digest import Digest
 from images.entries import Entry, folder, hidden, opaque, text_entry
-from images.errors import DigestMismatch, UnsafePath
 
 
 def system(root: Path, files: Mapping[str, bytes]) -> Path:

@@ -16,8 +16,8 @@ import pytest
 
 from ci.hosts.shared import Hosts
 from images.auth import AuthFile
+from images.build_errors import BadSource, Unreachable
 from images.digest import Digest
-from images.errors import BadSource, Unreachable
 from images.push import push
 from images.registry import Reference, Repository
 from tests.images.faulty import FaultyRegistry

@@ -17,9 +17,10 @@ import pytest
 from images.digest import Digest
 from images.lock import write_lock
 from images.verify import verify
-from tests.images.laws.small import make_world
+from images.worker_layers import PACKAGES
+from tests import ROOT
+from tests.images.small_world import make_world
 
-ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = ("arch=sm89", "model=org/name", "quantization=wint4", "commit=c0ffee")
 NOBODY = 65534
 
@@ -46,7 +47,7 @@ def copy_tree(source: Path, target: Path, *, backwards: bool = False) -> None:
 
 
 def make_tree(folder: Path, *, backwards: bool = False) -> Path:
-    names = ["handler", "images"]
+    names = [*PACKAGES["cpu"], "images"]
     for name in reversed(names) if backwards else names:
         copy_tree(ROOT / name, folder / name, backwards=backwards)
     shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")

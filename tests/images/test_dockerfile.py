@@ -16,9 +16,10 @@ import pytest
 from ci.hosts.dockerd import Docker
 from ci.hosts.shared import Hosts
 from images.cache import Cache
+from images.worker_layers import PACKAGES
 from tests.images.made import ROOT, Made, succeed
-from tests.images.vendor.index import index_of_everything
-from tests.images.vendor.vendor import Vendor
+from tests.twins.vendor.index import index_of_everything
+from tests.twins.vendor.vendor import Vendor
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -45,7 +46,7 @@ def test_both_ways_of_building_give_the_same_files(made: Made, vendor: Vendor, h
     """For sm86, where the engine is replaced too; the image for sm80 is made of the other layers alone."""
     context = tmp_path / "context"
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("handler", "images", ".runpod"):
+    for name in (*PACKAGES["cpu"], "images", ".runpod"):
         shutil.copytree(ROOT / name, context / name, ignore=ignored)
     for name in ("pyproject.toml", ".dockerignore"):
         shutil.copyfile(ROOT / name, context / name)

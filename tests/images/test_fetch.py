@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from ci.modelhub import Fault, ModelHub
-from images import web
+from images import http_client
+from images.build_errors import DigestMismatch, ImageError, Unreachable
 from images.cache import Cache
 from images.digest import Digest
-from images.errors import DigestMismatch, ImageError, Unreachable
 from images.fetch import Input, Place, bring, on_hub, on_web, pin
 from tests.images.made import ROOT
+from tests.twins.model_hub import Fault, ModelHub
 
 NAME, FILE = "some/model", "model.safetensors"
 CONTENT = random.Random(1).randbytes(3 << 20)
@@ -28,7 +28,7 @@ CONTENT = random.Random(1).randbytes(3 << 20)
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again at once."""
-    monkeypatch.setattr(web, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(http_client, "PAUSES", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

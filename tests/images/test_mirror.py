@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ci.hosts.registry import container_registry
+from ci.hosts.registry_host import container_registry
 from ci.hosts.shared import Hosts
 from images.lock import read_lock
 from tests.images.made import command, seed_lock, succeed
-from tests.images.vendor.vendor import MODEL, miniature
+from tests.twins.vendor.vendor import MODEL, miniature
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -21,9 +21,10 @@ from ci.hosts.shared import Hosts
 from ci.nix.offline import Nix, NixFailed
 from images.cache import CACHE
 from images.releases import read_releases
+from images.worker_layers import PACKAGES
 from tests.images.made import ARCHITECTURES, ROOT, Made, command
-from tests.images.vendor.index import WheelIndex
-from tests.images.vendor.vendor import MODEL, Vendor
+from tests.twins.vendor.index import WheelIndex
+from tests.twins.vendor.vendor import MODEL, Vendor
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -81,7 +82,7 @@ def flake(made: Made, hosts: Hosts) -> Flake:
 def copy_tree(folder: Path) -> None:
     """Copy what the flake reads, without what a repository leaves out."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("handler", "images", "ci/nix"):
+    for name in (*PACKAGES["cpu"], "images", "ci/nix"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("flake.nix", "flake.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

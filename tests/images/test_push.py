@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from ci.hosts.shared import Hosts
-from images import skopeo, web
+from images import http_client, skopeo
+from images.build_errors import DigestMismatch, ImageError, Unreachable
 from images.digest import Digest
-from images.errors import DigestMismatch, ImageError, Unreachable
+from images.http_client import Refused
 from images.push import copy_base, push
 from images.registry import Reference, Repository
-from images.web import Refused
 from tests.images.faulty import Fault, FaultyRegistry
 from tests.images.made import ARCHITECTURES, ROOT, Made, command
 from tests.images.small import base_of, small_image
@@ -39,7 +39,7 @@ UPLOAD = r"/blobs/uploads/"
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again at once: what a registry here fails to do, it fails as often as it was told to, whatever the time."""
-    monkeypatch.setattr(web, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(http_client, "PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.setattr(skopeo, "PAUSES", (0.0, 0.0, 0.0))
 
 

@@ -11,18 +11,19 @@ import pytest
 
 from ci.hosts.base import BaseLayer, debian_layer, push_layout, write_layout
 from ci.hosts.shared import Hosts
-from ci.modelhub import ModelHub
-from images import web
+from images import http_client
+from images.build_errors import BadSource, ImageError, UnknownChoice
 from images.cache import Cache
-from images.errors import BadSource, ImageError, UnknownChoice
 from images.index import locked_requirements
 from images.lock import Lock, read_lock, requirements
 from images.registry import Reference, Repository
 from images.releases import Target, read_releases
 from images.resolve import resolve_base, resolve_model
+from tests import DEMO
 from tests.images.made import Made, command, seed_lock, succeed
-from tests.images.vendor.builds import SITE, tar_of
-from tests.images.vendor.vendor import DEMO, MODEL, RELEASE, Vendor, vendor_tree
+from tests.twins.model_hub import ModelHub
+from tests.twins.vendor.builds import SITE, tar_of
+from tests.twins.vendor.vendor import MODEL, RELEASE, Vendor, vendor_tree
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -186,6 +187,6 @@ def test_each_python_gets_one_version_of_each_package(architecture: str, python:
 
 
 def test_a_registry_that_nobody_runs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(http_client, "PAUSES", (0.0, 0.0, 0.0))
     with pytest.raises(ImageError, match=r"127\.0\.0\.1:9"):
         Repository(Reference.parse("127.0.0.1:9/a/b:c")).manifest("c")

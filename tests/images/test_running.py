@@ -9,8 +9,8 @@ import pytest
 from ci.hosts.shared import Hosts
 from tests.images.containers import Container
 from tests.images.made import ARCHITECTURES, Made
-from tests.images.vendor.builds import SITE
-from tests.images.vendor.vendor import MODEL, RELEASE
+from tests.twins.vendor.builds import SITE
+from tests.twins.vendor.vendor import MODEL, RELEASE
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -18,6 +18,7 @@ import pytest
 
 from ci.hosts.shared import Hosts
 from images.registry import Reference, Repository
+from images.worker_layers import PACKAGES
 from tests.images.made import ROOT, Made
 
 pytestmark = pytest.mark.timeout(300)
@@ -30,7 +31,7 @@ class Watched:
 
     def __init__(self, folder: Path, made: Made, image: str) -> None:
         self.tree, self.image, self._folder = folder / "tree", image, folder
-        for name in ("handler", "images"):
+        for name in (*PACKAGES["cpu"], "images"):
             shutil.copytree(ROOT / name, self.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", self.tree)
         self._log = folder / "log"

@@ -21,7 +21,7 @@ from testcontainers.core.container import DockerContainer
 from ci.hosts.shared import Hosts
 from tests.images.fixtures import hosts, made, vendor
 from tests.images.made import Made
-from tests.images.vendor.vendor import MODEL
+from tests.twins.vendor.vendor import MODEL
 
 __all__ = ["Subject", "hosts", "made", "subject", "vendor"]
 

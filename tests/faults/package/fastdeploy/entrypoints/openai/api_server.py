@@ -1,7 +1,0 @@
-"""Stands where FastDeploy's server stands and fails as FAULTS_PLAN says."""
-
-import sys
-
-from tests.faults.engine import main
-
-sys.exit(main())

@@ -1,0 +1,134 @@
+"""The engine that is chosen, and the look at machine and checkpoint, with a program that answers as nvidia-smi does."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.find import Weights
+from handler.engines import choose_engine
+from handler.errors import EngineFailedToStart
+from handler.fastdeploy.flags import variable_names
+from handler.launch import Engine
+from handler.settings import read_settings
+
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 48,
+    "vocab_size": 150000,
+    "max_position_embeddings": 32768,
+}
+RTX = "NVIDIA GeForce RTX 4090, 8.9, 24564, 24000, 560.35"
+MATRIX = (4096, 1 << 20)  # 8.6 GB in 16 bits
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return the way to say which GPUs this machine has: one word of nvidia-smi's answer for each, in the order of their numbers."""
+
+    def have(*properties: str) -> None:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        lines = "".join(f"{number}, {said}, GPU-{number}aaa\n" for number, said in enumerate(properties))
+        program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+    return have
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of 34 GB, half of it experts, whose file holds nothing but its header."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    names = ["layers.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight", "layers.0.mlp.experts.0.w", "layers.0.mlp.experts.1.w"]
+    size = 2 * MATRIX[0] * MATRIX[1]
+    header = json.dumps(
+        {
+            name: {"dtype": "BF16", "shape": MATRIX, "data_offsets": [number * size, (number + 1) * size]}
+            for number, name in enumerate(names)
+        }
+    ).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + len(names) * size)
+    return folder
+
+
+def chosen(checkpoint: Path, **texts: str) -> tuple[Engine, Callable[[], None]]:
+    written = {"MODEL": str(checkpoint), "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "FD_LOG_DIR": "/logs", **texts}
+    settings = read_settings(written, engine_names=variable_names())
+    return choose_engine(settings)(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
+
+
+@pytest.mark.parametrize("quantization", [
+    "wint4",
+    "WINT4",
+    '{"quantization": "wint4"}',
+    '{"quantization": "mix_quant", "dense_quant_type": "wint8", "moe_quant_type": "wint4"}',
+])  # fmt: skip
+def test_a_model_that_fits_once_it_is_quantized_is_not_refused(gpus: Callable[..., None], checkpoint: Path, quantization: str) -> None:
+    gpus(RTX)
+    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    examine()
+
+
+@pytest.mark.parametrize(("quantization", "need"), [
+    ("", "34.4 GB"),
+    ("kvcache", "34.4 GB"),
+    ('{"quantization": "mix_quant", "dense_quant_type": "wint8", "moe_quant_type": "kvcache"}', "25.8 GB"),
+    ('{"quantization": "mix_quant", "dense_quant_type": "kvcache", "moe_quant_type": "wint8"}', "25.8 GB"),
+])  # fmt: skip
+def test_a_model_that_no_quantization_makes_small_enough_is_refused(
+    gpus: Callable[..., None], checkpoint: Path, quantization: str, need: str
+) -> None:
+    gpus(RTX)
+    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    with pytest.raises(EngineFailedToStart, match=f"the weights alone need {need} on GPU 0"):
+        examine()
+
+
+@pytest.mark.parametrize("quantization", [
+    "mix_quant",
+    '{"quantization": "mix_quant", "dense_quant_type": "wint8", "moe_quant_type": "w4w2"}',
+])  # fmt: skip
+def test_a_mixture_whose_bits_are_not_known_is_noted_and_not_refused(
+    gpus: Callable[..., None], checkpoint: Path, quantization: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus(RTX)
+    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    with caplog.at_level("INFO"):
+        examine()
+    assert "the GPU memory that the weights need could not be estimated: QUANTIZATION" in caplog.text
+
+
+T4 = "Tesla T4, 7.5, 81559, 81559, 560.35"
+H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559, 81079, 560.35"
+
+
+@pytest.mark.parametrize(("visible", "devices"), [("", "0,1"), (" ", "0,1"), ("00", "0"), ("1", "1"), ("GPU-1a,00", "1,0")])
+def test_the_gpus_that_are_looked_at_are_those_that_the_engine_gets(
+    gpus: Callable[..., None], checkpoint: Path, visible: str, devices: str
+) -> None:
+    gpus(H100, H100, T4)
+    engine, examine = chosen(checkpoint, CUDA_VISIBLE_DEVICES=visible, IMAGE_ARCHITECTURES="90", IMAGE_CUDA="12.6")
+    assert engine.variables()["CUDA_VISIBLE_DEVICES"] == devices
+    examine()
+
+
+def test_every_gpu_that_the_engine_gets_is_looked_at(gpus: Callable[..., None], checkpoint: Path) -> None:
+    gpus(H100, T4)
+    _, examine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
+    with pytest.raises(EngineFailedToStart, match=r"the GPU is a Tesla T4 \(SM75\)"):
+        examine()

@@ -1,0 +1,134 @@
+"""The command line: key=value words in any order, clear refusals, the digest as the last line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from images.__main__ import COMMANDS
+from images.arguments import Command, Key, file_named, parse
+from images.build_errors import UnknownChoice
+from tests.images.small_world import World, make_world
+
+DEMO = Command(
+    name="demo",
+    help="Show.",
+    keys=(Key("arch", "The architecture.", required=True), Key("out", "A folder.", default="dist"), Key("dir", "A place.", bare=True)),
+    run=lambda values: len(values),  # noqa: PLW0108  # a callable of the right type
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def run(world: World, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **changes}
+    return subprocess.run(
+        [sys.executable, "-m", "images", *words], capture_output=True, text=True, timeout=50, check=False, env=environment
+    )
+
+
+def test_words_may_come_in_any_order() -> None:
+    for words in permutations(["arch=sm89", "out=x=y", "a folder"]):
+        assert parse(DEMO, words) == {"arch": "sm89", "out": "x=y", "dir": "a folder"}
+    assert parse(DEMO, ["arch=cpu"]) == {"arch": "cpu", "out": "dist", "dir": ""}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["arhc=cpu"], r"arhc: unknown key; did you mean arch\?; expected one of arch, out, dir"),
+        (["arch=cpu", "arch=sm89"], "arch: given twice"),
+        (["out=x"], "arch: missing, expected arch=...: The architecture"),
+        (["arch="], "arch: missing"),
+        (["arch=cpu", "one", "two"], "got 'two', expected key=value"),
+        (["arhc=cpu", "ot=1"], "(?s)arhc: .*ot: .*arch: missing"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused_all_at_once(words: list[str], complaint: str) -> None:
+    with pytest.raises(UnknownChoice, match=complaint):
+        parse(DEMO, words)
+
+
+def test_files_are_meant_from_where_the_command_was_called() -> None:
+    assert file_named("x/y", {"CALLED_FROM": "/there"}) == Path("/there/x/y")
+    assert file_named("/abs", {"CALLED_FROM": "/there"}) == Path("/abs")
+    assert file_named("x", {}) == Path("x")
+
+
+def test_the_digest_is_the_last_line_of_building_and_of_verifying(world: World) -> None:
+    words = [f"lock={world.lock_file}", f"cache={world.cache.root}", "arch=sm89", "model=org/name"]
+    built = run(world, "build", *words, "out=out", CALLED_FROM=str(world.root))
+    assert built.returncode == 0, built.stderr
+    verified = run(world, "verify", "out", f"lock={world.lock_file}", CALLED_FROM=str(world.root))
+    assert verified.returncode == 0, verified.stderr
+    assert built.stdout.splitlines()[-1] == verified.stdout.strip()
+    planned = run(world, "plan", *words)
+    assert "engine fastdeploy_gpu-2.3.0-py3-none-any.whl" in planned.stdout
+    assert "/usr/bin/python3.10 -I -S -B /worker/lib" in planned.stdout
+
+
+def test_commands_run_one_after_the_other_with_the_words_of_the_last(world: World, tmp_path: Path) -> None:
+    words = [f"lock={world.lock_file}", f"cache={world.cache.root}", "arch=sm89", f"out={tmp_path / 'out'}"]
+    both = run(world, "fetch,build", *words)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout == run(world, "build", *words).stdout
+    assert "only: unknown key" in run(world, "fetch,build", *words, "only=sha256:0").stderr
+    assert "to: missing" in run(world, "fetch,build,push", *words).stderr
+
+
+def test_the_first_command_that_fails_is_the_last(world: World, tmp_path: Path) -> None:
+    words = [f"lock={world.lock_file}", f"cache={tmp_path / 'cache'}", "arch=sm89", f"out={tmp_path / 'out'}"]
+    done = run(world, "build,push", *words, "to=127.0.0.1:1/a/b:c")
+    assert done.returncode == 1
+    assert "bring it with" in done.stderr
+    assert "127.0.0.1" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        ([], 2, ""),
+        (["build,psuh"], 2, "error: psuh: unknown command; did you mean push?"),
+        (["fetch,build,push", "arch=cpu", "to=ghcr.io/Me/x:1"], 2, "error: to: got 'ghcr.io/Me/x:1', expected the name of an image"),
+        (["fetch,build,push", "arch=cpu", "to=ghcr.io/me/x"], 2, "error: to: got 'ghcr.io/me/x', expected registry/repository:tag"),
+        (["mirror", "arch=cpu", "to=ghcr.io/me/x:1"], 2, "error: to: got 'ghcr.io/me/x:1', expected registry/repository"),
+        (["biuld"], 2, "error: biuld: unknown command; did you mean build?"),
+        (["build", "arch=sm91"], 2, "error: arch: got 'sm91', expected one of cpu, sm80, sm86, sm89, sm90; did you mean sm90?"),
+        (["build", "arch=sm89", "relase=2.3.0"], 2, "error: relase: unknown key; did you mean release?"),
+        (["build", "arch=sm89", "release=2.3.1"], 2, "error: release: got '2.3.1', expected one of 2.3.0, 2.4.0, 2.5.0"),
+        (["build", "arch=sm89", "cuda=12.9"], 2, "release=2.5.0 cuda=12.9 arch=sm80|sm86|sm89|sm90"),
+        (
+            ["build", "arch=sm89", "model=org/none", "lock={lock}"],
+            1,
+            "pin it with `just lock arch=sm89 release=2.3.0 cuda=12.6 model=org/none`",
+        ),
+        (["build", "arch=sm80"], 1, "pin it with `just lock arch=sm80 release=2.3.0 cuda=12.6`"),
+        (["build", "arch=cpu", "lock=/nonexistent"], 1, "error: /nonexistent: cannot be read"),
+        (["build", "arch=cpu", "lock={lock}", "cache=/nonexistent"], 1, "bring it with `python -m images fetch arch=cpu`"),
+        (["verify", "/nonexistent"], 1, "oci-layout: cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_a_sentence_and_a_code(
+    world: World, tmp_path: Path, words: list[str], code: int, complaint: str
+) -> None:
+    out = [f"out={tmp_path / 'out'}"] if words[:1] == ["build"] else []
+    done = run(world, *(word.format(lock=world.lock_file) for word in words), *out)
+    assert (done.returncode, done.stdout if code == 1 else "") == (code, "")
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path).rglob("index.json")), "nothing half-done is left behind"
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, ""])
+def test_every_command_says_what_it_takes(world: World, name: str) -> None:
+    done = run(world, *([name] if name else []), "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m images" in done.stdout

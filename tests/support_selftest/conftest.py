@@ -1,8 +1,0 @@
-"""Asyncio for every async test here."""
-
-import pytest
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

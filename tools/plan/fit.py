@@ -1,0 +1,201 @@
+"""Hold a model against a pool of GPUs, from values alone: the flags a worker would choose, and the memory they take on each GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from checkpoint.size import Estimate, Load, estimate, loaded_size, shape_of
+from handler.errors import InvalidSettings
+from handler.fastdeploy.start import Gpu, Host, prepare
+from handler.settings import read_settings
+from images.build_errors import UnknownChoice, nearest
+from images.releases import Gpu as Rented
+from images.releases import Releases, Target
+from tools.plan.listing import Model
+
+__all__ = ["Asked", "Fit", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
+
+_GIB = 1 << 30
+_SHOWN_SHARE = 15 / 16
+"""What cards with error correction in ordinary memory (A40, L40, L40S, L4) show of the memory they are sold with: 46068 of 49152 MiB."""
+
+_STACKED = 80
+"""From so many GiB on, cards have stacked memory, whose error correction takes nothing away."""
+
+_BESIDE_WEIGHTS = 10
+"""Gigabytes of container disk for logs, compiled kernels and caches."""
+
+_FREE_SHARE = 0.1
+"""The RunPod SDK ends a worker with less than this share of its disk free."""
+
+_SERVED = ("Ernie4_5", "Qwen2", "Qwen3ForCausalLM", "Qwen3Moe", "DeepseekV3", "GptOss", "Glm4Moe", "PaddleOCRVL")
+"""How the architectures begin that FastDeploy 2.3 and 2.4 register; from 2.5 on PaddleFormers' models stand in for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One of RunPod's pools: any of its GPUs may be given, so `memory` is what the smallest shows, in bytes."""
+
+    name: str
+    architectures: tuple[str, ...]
+    gib: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be run where; 0 and "" leave a choice to the worker."""
+
+    pool: Pool
+    count: int = 1
+    quantization: str = ""
+    length: int = 0
+    requests: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What came of it: on each GPU, in bytes; lengths in tokens."""
+
+    asked: Asked
+    target: Target
+    parallel: int
+    length: int
+    estimate: Estimate
+    usable: int
+    """What the engine may use of a GPU."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights, activations and the cache of one request of full length have room."""
+        return self.estimate.total <= self.usable
+
+    @property
+    def left(self) -> int:
+        """What is left for cache; negative where even the weights find no room."""
+        return self.usable - self.estimate.weights - self.estimate.margin
+
+    @property
+    def tokens(self) -> int:
+        """For how many tokens there is cache."""
+        return self.estimate.tokens(self.usable)
+
+
+def read_pools(gpus: Sequence[Rented]) -> dict[str, Pool]:
+    """Return RunPod's pools by name, those with less memory first."""
+    members: dict[str, list[Rented]] = {}
+    for gpu in gpus:
+        if gpu.pool:
+            members.setdefault(gpu.pool, []).append(gpu)
+    pools = [
+        Pool(
+            name=name,
+            architectures=tuple(sorted({gpu.architecture for gpu in inside})),
+            gib=min(gpu.gib for gpu in inside),
+            memory=min(_shown(gpu.gib) for gpu in inside),
+        )
+        for name, inside in members.items()
+    ]
+    return {pool.name: pool for pool in sorted(pools, key=lambda pool: pool.gib)}
+
+
+def find_pool(name: str, gpus: Sequence[Rented]) -> Pool:
+    """Return the pool of that name.
+
+    Raises:
+        UnknownChoice: with those there are, and the nearest one, or the pool of the GPU that was named instead.
+    """
+    pools = read_pools(gpus)
+    if name in pools:
+        return pools[name]
+    wanted = name.lower().replace(" ", "")
+    inside = [gpu.pool for gpu in gpus if gpu.pool and wanted and wanted in gpu.name.lower().replace(" ", "")]
+    hint = f"; {name} is in the pool {inside[0]}" if inside else nearest(name.upper(), pools)
+    raise UnknownChoice(f"gpu: got {name!r}, expected one of RunPod's pools: {', '.join(pools)}{hint}")
+
+
+def image_for(pool: Pool, releases: Releases, release: str = "") -> Target:
+    """Return the image that covers every GPU of a pool; an empty release means the default one.
+
+    Raises:
+        UnknownChoice: when there is none, with the pools' architectures that have one.
+    """
+    chosen = releases.release(release or releases.default)
+    targets = [target for target in releases.targets() if target.release == chosen.name]
+    for target in targets:
+        if target.architecture in pool.architectures and set(pool.architectures) <= set(target.covers):
+            return target
+    covered = sorted({architecture for target in targets for architecture in target.covers})
+    raise UnknownChoice(
+        f"gpu={pool.name}: its GPUs are {'/'.join(pool.architectures)}, and no image of FastDeploy {chosen.name} covers them; "
+        f"expected a pool of {', '.join(covered)}"
+    )
+
+
+def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
+    """Return how a model fits.
+
+    Raises:
+        InvalidSettings: naming every value that the model, the release or the machine does not allow.
+    """
+    shape = shape_of(model.config)
+    if shape is None:
+        raise InvalidSettings(
+            [f"model={model.name}: its config.json does not tell layers, heads and widths, so that no memory can be counted"]
+        )
+    values = _values(model, asked, target)
+    parallel = values["tensor_parallel_size"]
+    load = Load(
+        length=values["max_model_len"],
+        batched=values["max_num_batched_tokens"],
+        requests=values["max_num_seqs"],
+        parallel=parallel,
+    )
+    weights = model.stored if model.quantized else loaded_size(model.halves, shape, asked.quantization)
+    return Fit(
+        asked=asked,
+        target=target,
+        parallel=parallel,
+        length=load.length,
+        estimate=estimate(weights, shape, load),
+        usable=int(asked.pool.memory * values.get("gpu_memory_utilization", 0.9)),
+    )
+
+
+def _values(model: Model, asked: Asked, target: Target) -> Mapping[str, Any]:
+    """Return the engine's flags, as the worker would choose them on such a machine."""
+    texts = {
+        "MODEL": model.name,
+        "QUANTIZATION": asked.quantization,
+        "MAX_MODEL_LEN": str(asked.length or ""),
+        "MAX_NUM_SEQS": str(asked.requests),
+    }
+    gpus = tuple(Gpu(index=index) for index in range(asked.count))
+    host = Host(gpus=gpus, free_ports=lambda wanted: range(40000, 40000 + wanted), log_directory=Path("logs"))
+    release = ".".join(target.release.split(".")[:2])
+    return prepare(read_settings(texts), model.name, model.config, host=host, texts=texts, release=release).values
+
+
+def unserved(model: Model, target: Target) -> str:
+    """Return the architecture that the image's release is known not to serve; "" where it may."""
+    names = [str(name) for name in model.config.get("architectures", ())]
+    old = target.release.startswith(("2.3.", "2.4."))
+    return names[0] if old and names and not any(name.startswith(_SERVED) for name in names) else ""
+
+
+def container_disk(stored: int) -> int:
+    """Return the gigabytes of container disk for a download of so many bytes."""
+    return math.ceil((stored / 1e9 + _BESIDE_WEIGHTS) / (1 - _FREE_SHARE))
+
+
+def with_length(asked: Asked, fit: Fit) -> Asked:
+    """Return the same with the longest requests that there is cache for, in whole blocks of 64 tokens."""
+    return replace(asked, length=fit.tokens // 64 * 64)
+
+
+def _shown(gib: int) -> int:
+    return int(gib * _GIB * (1 if gib >= _STACKED else _SHOWN_SHARE))

@@ -1,0 +1,95 @@
+"""A model as far as a plan needs it: its config.json, and the names and sizes of its files, from a directory or from the hub."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint.files import read_json, wanted
+from checkpoint.hub import Hub, list_files
+from checkpoint.unavailable import ModelUnavailable
+from tools.generate.presets import PRESETS
+
+__all__ = ["Model", "read_model"]
+
+_WEIGHTS = (".safetensors", ".pdparams", ".bin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """`stored` are the bytes of its weights' files, `download` those of all that a worker fetches."""
+
+    name: str
+    config: Mapping[str, Any]
+    stored: int
+    download: int
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the files hold quantized weights, which stay as they are."""
+        return bool(self.config.get("quantization_config"))
+
+    @property
+    def halves(self) -> int:
+        """The bytes of its weights in 16 bits."""
+        wide = "float32" in (self.config.get("torch_dtype"), self.config.get("dtype"))
+        return self.stored // 2 if wide else self.stored
+
+
+def read_model(name: str, directory: Path, hub: Hub) -> Model:
+    """Return the model in `directory` if that is one, else the repository `name` of the hub; no weight is read.
+
+    Raises:
+        ModelUnavailable: in one sentence: what is missing or wrong, and what to do.
+    """
+    if directory.is_dir():
+        return _from_directory(name, directory)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise ModelUnavailable(f"model: got {name!r}, which is no directory here and no repository name of the form org/name{_like(name)}")
+    return _from_hub(name, hub)
+
+
+def _from_directory(name: str, directory: Path) -> Model:
+    try:
+        config = read_json(directory / "config.json")
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"model={name}: config.json cannot be read ({error}): name the folder that holds a checkpoint") from None
+    sizes = {str(path.relative_to(directory)): path.stat().st_size for path in sorted(directory.rglob("*")) if path.is_file()}
+    return _model(name, config, {path: sizes[path] for path in wanted(sizes)})
+
+
+def _from_hub(name: str, hub: Hub) -> Model:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        listing = list_files(name, "", hub)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"{error}{_like(name)}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            endpoint, token = hub.endpoint or None, hub.token or None
+            path = hf_hub_download(name, "config.json", revision=listing.commit, local_dir=folder, endpoint=endpoint, token=token)
+            config = read_json(Path(path))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise ModelUnavailable(f"model={name}: config.json cannot be read ({error})") from None
+    return _model(name, config, {file.path: file.size for file in listing.files})
+
+
+def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Model:
+    stored = sum(size for path, size in sizes.items() if "/" not in path and path.endswith(_WEIGHTS))
+    if not stored:
+        raise ModelUnavailable(
+            f"model={name}: no weights: expected files *.safetensors, *.pdparams or pytorch_model*.bin beside config.json"
+        )
+    return Model(name=name, config=config, stored=stored, download=sum(sizes.values()))
+
+
+def _like(name: str) -> str:
+    known = {str(preset.defaults["MODEL"]) for preset in PRESETS} - {name}
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""

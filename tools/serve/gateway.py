@@ -1,0 +1,92 @@
+"""One application: the public API behind its key, the job API for the worker, and the page.
+
+Unverified, since undocumented: the body of a 401 and of an unknown endpoint or path (here {"error": TEXT}, on the OpenAI route its error
+object). Both `Authorization: KEY` and `Authorization: Bearer KEY` are documented.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from tools.serve.job_server import MAX_BODY_BYTES
+from tools.serve.job_table import Book, Refusal
+from tools.serve.openai_route import OpenAIRoute, error_object, error_response
+from tools.serve.operations import Operations
+
+__all__ = ["gateway"]
+
+_PAGE = Path(__file__).resolve().parent / "page"
+_FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+_PAGE_HEADERS = {
+    # The page needs nothing from elsewhere, and text of a model can make it fetch nothing.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+_WORKER_ROUTES = frozenset({"job-take", "job-take-batch", "job-stop", "job-done", "job-stream", "ping"})
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def gateway(book: Book, *, api_key: str, model: str) -> web.Application:
+    """Return the application for one endpoint; an empty `api_key` lets everybody in, `model` is what the page asks for."""
+    endpoint = book.jobs.endpoint
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _, root, *rest = request.path.split("/")
+        public = root == "v2" and (len(rest) < 2 or rest[1] not in _WORKER_ROUTES)
+        try:
+            if public:
+                _check_endpoint("".join(rest[:1]), endpoint)
+                _check_key(request, api_key)
+            return await handler(request)
+        except Refusal as error:
+            refusal = error
+        except web.HTTPException as error:
+            if error.status < 400 or (root == "v2" and not public):
+                raise
+            what = {404: "no such route", 405: "wrong method"}.get(error.status, error.reason)
+            refusal = Refusal(error.status, f"{request.method} {request.path}: {what}")
+        if rest[1:2] == ["openai"]:
+            return error_response(refusal.status, error_object(refusal))
+        return web.json_response({"error": str(refusal)}, status=refusal.status)
+
+    application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard])
+    application.add_routes(book.jobs.routes())
+    application.add_routes(Operations(book).routes())
+    application.add_routes(OpenAIRoute(book).routes())
+    application.add_routes([web.get(path, _file(*file)) for path, file in _FILES.items()])
+    about = {"endpoint": endpoint, "model": model, "key": bool(api_key)}
+    application.add_routes([web.get("/about.json", _about(about))])
+    return application
+
+
+def _check_endpoint(asked: str, endpoint: str) -> None:
+    if asked != endpoint:
+        raise Refusal(404, f"endpoint {asked or '(none)'}: not found; this one is {endpoint}")
+
+
+def _check_key(request: web.Request, api_key: str) -> None:
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    if api_key and not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), api_key.encode()):
+        problem = "wrong key" if given else "no key"
+        raise Refusal(401, f"Authorization: {problem}, expected the value of api_key= as `Bearer KEY`")
+
+
+def _file(name: str, content_type: str) -> Handler:
+    async def serve(_: web.Request) -> web.Response:
+        return web.Response(body=(_PAGE / name).read_bytes(), content_type=content_type, charset="utf-8", headers=_PAGE_HEADERS)
+
+    return serve
+
+
+def _about(value: dict[str, object]) -> Handler:
+    async def serve(_: web.Request) -> web.Response:
+        return web.json_response(value, headers=_PAGE_HEADERS)
+
+    return serve
