@@ -1,39 +1,44 @@
-"""The variables of a deployment, read once into frozen values.
+"""The variables of a deployment: each is declared once, as a field of a frozen dataclass, and read once into its value.
 
-Order of precedence, lowest first: the defaults of the table, the environment, and `local_model_args.json` of a baked image (a JSON
-object with the same names), so that a baked model is never replaced by a stray variable. Every problem is found before the first one
-is reported. A name that nobody knows is a mistake when it comes from the file, or when it looks like a known one.
+Pages, forms and checks are made from the declarations (`TABLE`). Order of precedence, lowest first: the defaults, the environment, and
+`local_model_args.json` of a baked image (a JSON object with the same names), so that a stray variable never replaces a baked model. Every
+problem is found before the first one is reported. An unknown name is a problem in the file, and in the environment where it looks like a
+known one. FastDeploy's flags are variables too; they have tables of their own (`fastdeploy/flag_tables/`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 from checkpoint.unavailable import is_address, is_header_text
 from handler.errors import InvalidSettings
-from handler.variables import TABLE, Variable
 
 __all__ = [
     "BAKED_SETTINGS",
+    "TABLE",
     "BatchLimits",
     "EngineSettings",
     "Limits",
     "ModelSettings",
+    "RequestSettings",
     "Secret",
     "Settings",
+    "Variable",
     "read_settings",
 ]
 
 BAKED_SETTINGS = Path("/local_model_args.json")
 """Where a baked image keeps its settings."""
 
-
-_HEALTH_PATH = re.compile(r"/(?!(?:v1|openai)(?:/|$)|metrics$)[\w.~/-]*")
+Kind = Literal["text", "integer", "number", "boolean", "list", "object", "choice", "secret"]
+Group = Literal["model", "capacity", "start", "requests", "operation", "image"]
+Form = Literal["shown", "advanced", "absent"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -54,89 +59,274 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """How many tokens the pieces of a stream may hold: the first `minimum`, each next `growth` times more, never over `maximum`."""
+class Variable:
+    """What pages, forms and checks know of a variable.
 
-    minimum: int = 1
-    maximum: int = 50
-    growth: float = 3.0
+    `minimum` and `maximum` bound numbers, both inclusive; `aliases` are names that users of other workers bring along. `group` is the
+    heading on pages; `form` says whether a deployment form offers the variable at once, among its advanced fields, or not at all.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    aliases: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    group: Group = "operation"
+    form: Form = "advanced"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names it is read under; the first that is set wins."""
+        return (self.name, *self.aliases)
+
+    def parse(self, text: str) -> Any:
+        """Return the value that a text means.
+
+        Raises:
+            ValueError: saying what was expected.
+        """
+        value: Any = text
+        match self.kind:
+            case "integer" | "number":
+                value = self._number(text)
+            case "boolean":
+                value = _BOOLEANS.get(text.lower())
+                if value is None:
+                    raise ValueError("true, false, 1 or 0")
+            case "choice":
+                value = next((choice for choice in self.choices if choice.lower() == text.lower()), None)
+                if value is None:
+                    raise ValueError("one of " + ", ".join(self.choices))
+            case "list":
+                value = tuple(part.strip() for part in text.split(",") if part.strip())
+            case "object":
+                value = _object(text)
+            case "secret":
+                if not is_header_text(text):
+                    raise ValueError("printable ASCII without blanks or line breaks")
+                value = Secret(text)
+        return value
+
+    def _number(self, text: str) -> float:
+        whole = self.kind == "integer"
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            raise ValueError("a whole number" if whole else "a number") from None
+        low, high = self.minimum, self.maximum
+        if low is not None and high is not None and not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return value
+
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_KINDS: Mapping[type, Kind] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    tuple: "list",
+    dict: "object",
+    Secret: "secret",
+}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("a JSON object")  # noqa: TRY004  # a problem of the value, not of the program
+    return value
+
+
+def variable(  # noqa: PLR0913  # one argument for each thing that is known of a variable
+    name: str,
+    default: T,
+    *,
+    within: tuple[float, float] | tuple[None, None] = (None, None),
+    choices: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+    group: Group = "operation",
+    form: Form = "advanced",
+) -> Callable[[str], T]:
+    """Return a function that takes the variable's help and declares the field of a settings dataclass that holds its value.
+
+    The default's type tells the kind. No form offers what the image sets.
+    """
+
+    def declare(help_text: str) -> T:
+        declared = Variable(
+            name=name,
+            kind="choice" if choices else _KINDS[type(default)],
+            default="" if isinstance(default, Secret) else default,
+            help=help_text,
+            aliases=aliases,
+            minimum=within[0],
+            maximum=within[1],
+            choices=choices,
+            group=group,
+            form="absent" if group == "image" else form,
+        )
+        return field(default_factory=lambda: default, metadata={"variable": declared})
+
+    return declare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """Which weights to serve, and under which name."""
 
-    source: str
-    revision: str
-    served_name: str
-    origin: str = "huggingface"
-    baked: str = "/models"
-    home: str = ""
-    endpoint: str = ""
-    token: Secret = field(default_factory=Secret)
+    source: str = variable("MODEL", "", aliases=("MODEL_NAME", "MODEL_REPO"), group="model", form="shown")(
+        "The model to serve: a Hugging Face repository (org/name) or a directory that holds a checkpoint."
+    )
+    revision: str = variable("MODEL_REVISION", "", aliases=("REVISION",), group="model")(
+        "Branch, tag or commit of the repository; empty means its default branch."
+    )
+    origin: str = variable("MODEL_SOURCE", "huggingface", choices=("huggingface", "modelscope", "aistudio"), group="model")(
+        "Where a repository is: from Hugging Face the worker downloads it, from the others FastDeploy does so itself."
+    )
+    baked: str = variable("BAKED_MODELS", "/models", group="image")(
+        "The folder of an image's baked models, a Hugging Face cache. Set by the image."
+    )
+    home: str = variable("HF_HOME", "", group="model")(
+        "Where downloads go; empty means the network volume if one is mounted, else the library's own folder."
+    )
+    endpoint: str = variable("HF_ENDPOINT", "", group="model")("Address of the hub or a mirror; empty means Hugging Face itself.")
+    served_name: str = variable("SERVED_MODEL_NAME", "", aliases=("OPENAI_SERVED_MODEL_NAME_OVERRIDE",), group="model", form="shown")(
+        "The name clients use for the model; empty means the value of MODEL."
+    )
+    token: Secret = variable("HF_TOKEN", Secret(), aliases=("HUGGING_FACE_HUB_TOKEN",), group="model", form="shown")(  # noqa: RUF009
+        "Access token for gated or private repositories."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Which engine to start, and how long to wait for it; times in seconds."""
 
-    kind: str
-    image_architectures: str
-    image_cuda: str
-    release: str
-    python: str
-    startup_timeout: float
-    startup_stall_timeout: float
-    restarts: int
-    stop_timeout: float
-    max_model_len: int
-    max_num_seqs: int
+    image_architectures: str = variable("IMAGE_ARCHITECTURES", "", group="image")(
+        "Compute capabilities that the image holds kernels for, such as 80,90. Set by the image."
+    )
+    image_cuda: str = variable("IMAGE_CUDA", "", group="image")("The image's CUDA version, such as 12.6. Set by the image.")
+    kind: str = variable("ENGINE", "auto", choices=("auto", "fastdeploy", "cpu"), group="image")(
+        "The engine that answers; auto takes FastDeploy where it is installed and the CPU engine elsewhere."
+    )
+    release: str = variable("FASTDEPLOY_RELEASE", "", choices=("2.3", "2.4", "2.5", "2.6"), group="image")(
+        "The release of FastDeploy that is installed; empty means to look."
+    )
+    python: str = variable("ENGINE_PYTHON", "python3", group="image")("The interpreter that has FastDeploy installed.")
+    startup_timeout: float = variable("ENGINE_STARTUP_TIMEOUT", 1200.0, within=(1, 86400), group="start")(
+        "Seconds from the engine's start to its first answer; past that the worker gives up. RunPod itself waits 7 minutes unless "
+        "RUNPOD_INIT_TIMEOUT says otherwise."
+    )
+    startup_stall_timeout: float = variable("ENGINE_STARTUP_STALL_TIMEOUT", 180.0, within=(1, 86400), group="start")(
+        "Seconds without a sign of work (a line of log, bytes read, CPU time) after which a starting engine is given up."
+    )
+    restarts: int = variable("ENGINE_RESTARTS", 1, within=(0, 5), group="start")(
+        "How often an engine that failed to start for no recognised reason is started again; never after its first answer."
+    )
+    stop_timeout: float = variable("ENGINE_STOP_TIMEOUT", 10.0, within=(0, 600), group="start")(
+        "Seconds between asking the engine to stop (SIGTERM) and ending it (SIGKILL)."
+    )
+    max_model_len: int = variable("MAX_MODEL_LEN", 0, within=(0, 10_000_000), group="capacity", form="shown")(
+        "Longest prompt plus answer in tokens; 0 leaves it to the engine."
+    )
+    max_num_seqs: int = variable("MAX_NUM_SEQS", 8, within=(1, 256), group="capacity", form="shown")(
+        "Requests that the engine decodes at the same time."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """How many tokens the pieces of a stream may hold: the first `minimum`, each next `growth` times more, never over `maximum`."""
+
+    maximum: int = variable("DEFAULT_BATCH_SIZE", 50, within=(1, 65536), group="requests")("Most tokens in one streamed piece.")
+    minimum: int = variable("DEFAULT_MIN_BATCH_SIZE", 1, within=(1, 65536), group="requests")(
+        "Most tokens in the first streamed piece of a job."
+    )
+    growth: float = variable("DEFAULT_BATCH_SIZE_GROWTH_FACTOR", 3.0, within=(1, 1000), group="requests")(
+        "By how much each streamed piece may be larger than the one before it, until DEFAULT_BATCH_SIZE."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds on what the worker takes and how long it waits; times in seconds."""
 
-    max_concurrency: int
-    stall_timeout: float
-    fatal_stalls: int
-    http_timeout: float
-    http_drain: float
+    max_concurrency: int = variable("MAX_CONCURRENCY", 0, within=(0, 4096), group="capacity", form="shown")(
+        "Jobs that the worker takes at the same time; 0 means four times MAX_NUM_SEQS, so that the engine's queue never runs dry."
+    )
+    stall_timeout: float = variable("REQUEST_STALL_TIMEOUT", 300.0, within=(1, 86400), group="requests")(
+        "Seconds without a byte from the engine after which a request is given up with a 504."
+    )
+    fatal_stalls: int = variable("REQUEST_STALLS_FATAL", 3, within=(1, 1000), group="requests")(
+        "After so many requests in a row that were given up the engine is taken for dead."
+    )
+    http_timeout: float = variable("HTTP_REQUEST_TIMEOUT", 320.0, within=(1, 86400), group="requests")(
+        "Seconds that an HTTP request may take in all, streamed answers included; it ends with a 504. RunPod's load balancer cuts it "
+        "after 330."
+    )
+    http_drain: float = variable("HTTP_DRAIN_TIMEOUT", 20.0, within=(0, 3600), group="requests")(
+        "Seconds that running HTTP requests are given to end after SIGTERM; then they end with a 503."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSettings:
     """How requests to FastDeploy are treated."""
 
-    strict: bool
-    raw: bool
-    max_tokens_limit: int
+    strict: bool = variable("STRICT_REQUESTS", False, group="requests")(
+        "Refuse requests with options that FastDeploy would ignore in silence, instead of naming them in the log."
+    )
+    raw: bool = variable("RAW_ENGINE_OUTPUT", False, group="requests")(
+        "Pass FastDeploy's answers on as they are, without the repairs that make them OpenAI's."
+    )
+    max_tokens_limit: int = variable("MAX_TOKENS_LIMIT", 0, within=(0, 10_000_000), group="requests")(
+        "Most tokens that one answer may ask for; 0 means no limit. FastDeploy 2.3 and 2.4 cannot abort a request."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything the operator decided."""
 
-    model: ModelSettings
-    engine: EngineSettings
-    batch: BatchLimits
-    limits: Limits
-    requests: RequestSettings
-    port: int
-    health_port: int
-    health_path: str
-    log_level: str
+    model: ModelSettings = field(default_factory=ModelSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    limits: Limits = field(default_factory=Limits)
+    requests: RequestSettings = field(default_factory=RequestSettings)
+    port: int = variable("PORT", 0, within=(0, 65535), form="absent")(
+        "Port of the worker's own HTTP server; 0 means none. RunPod sets it on load-balancing endpoints."
+    )
+    health_port: int = variable("PORT_HEALTH", 0, within=(0, 65535), form="absent")(
+        "Port of the health check and of /metrics where it is not PORT; 0 means PORT."
+    )
+    health_path: str = variable("HEALTH_CHECK_PATH", "/ping")(
+        "Path of the health check: 204 while the engine loads, 200 when it is ready, 503 when it is dead or the worker leaves."
+    )
+    log_level: str = variable("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))("How much the worker logs.")
     texts: Mapping[str, str] = field(repr=False)
     """The deployment's variables as they were written, the baked file's over the environment's: engines read their own from it."""
 
 
-def read_settings(
-    environment: Mapping[str, str],
-    *,
-    baked: Path = BAKED_SETTINGS,
-    table: Collection[Variable] = TABLE,
-    engine_names: Collection[str] = (),
-) -> Settings:
+def _declared(kind: Any) -> Iterator[Variable]:
+    for part in fields(kind):
+        if found := part.metadata.get("variable"):
+            yield found
+        elif is_dataclass(section := cast("Any", part.default_factory)):
+            yield from _declared(section)
+
+
+TABLE: tuple[Variable, ...] = tuple(sorted(_declared(Settings), key=lambda one: one.name.startswith("HTTP_")))
+"""Every variable of the worker, in the order of the pages: that of the declarations, but the limits of HTTP come last."""
+
+
+def read_settings(environment: Mapping[str, str], *, baked: Path = BAKED_SETTINGS, engine_names: Collection[str] = ()) -> Settings:
     """Return the settings that defaults, `environment` and the baked file give together.
 
     `engine_names` are variables that are not the worker's but an engine's: known here, and checked there.
@@ -145,66 +335,43 @@ def read_settings(
         InvalidSettings: naming every variable that is wrong, what it holds, what was expected, and the nearest known name.
     """
     problems: list[str] = []
-    known = [*_names(table), *engine_names]
+    known = [*(name for one in TABLE for name in one.names), *engine_names]
     written = _read_baked(baked, known, problems)
     problems += _misspelt(environment, known)
-    values = {variable.name: _value(variable, environment, written, problems) for variable in table}
+    values = {one.name: _value(one, environment, written, problems) for one in TABLE}
     if not values["MODEL"]:
         problems.append("MODEL: not set, expected a Hugging Face repository (org/name) or a directory that holds a checkpoint")
-    if values["DEFAULT_MIN_BATCH_SIZE"] > values["DEFAULT_BATCH_SIZE"]:
-        got, most = values["DEFAULT_MIN_BATCH_SIZE"], values["DEFAULT_BATCH_SIZE"]
-        problems.append(f"DEFAULT_MIN_BATCH_SIZE: got {got}, expected at most DEFAULT_BATCH_SIZE, which is {most}")
-    if (address := values["HF_ENDPOINT"]) and not is_address(address):
-        problems.append(f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co")
-    if not _HEALTH_PATH.fullmatch(path := values["HEALTH_CHECK_PATH"]):
-        problems.append(f"HEALTH_CHECK_PATH: got {path!r}, expected a plain path such as /ping, not below /v1 or /openai, nor /metrics")
+    values["SERVED_MODEL_NAME"] = values["SERVED_MODEL_NAME"] or values["MODEL"]
+    values["MAX_CONCURRENCY"] = values["MAX_CONCURRENCY"] or 4 * values["MAX_NUM_SEQS"]
+    settings: Settings = _filled(Settings, values, texts={**environment, **written})
+    problems += _contradictions(settings)
     if problems:
         raise InvalidSettings(problems)
-    return Settings(
-        model=ModelSettings(
-            source=values["MODEL"],
-            revision=values["MODEL_REVISION"],
-            served_name=values["SERVED_MODEL_NAME"] or values["MODEL"],
-            origin=values["MODEL_SOURCE"],
-            baked=values["BAKED_MODELS"],
-            home=values["HF_HOME"],
-            endpoint=values["HF_ENDPOINT"],
-            token=values["HF_TOKEN"],
-        ),
-        engine=EngineSettings(
-            kind=values["ENGINE"],
-            image_architectures=values["IMAGE_ARCHITECTURES"],
-            image_cuda=values["IMAGE_CUDA"],
-            release=values["FASTDEPLOY_RELEASE"],
-            python=values["ENGINE_PYTHON"],
-            startup_timeout=values["ENGINE_STARTUP_TIMEOUT"],
-            startup_stall_timeout=values["ENGINE_STARTUP_STALL_TIMEOUT"],
-            restarts=values["ENGINE_RESTARTS"],
-            stop_timeout=values["ENGINE_STOP_TIMEOUT"],
-            max_model_len=values["MAX_MODEL_LEN"],
-            max_num_seqs=values["MAX_NUM_SEQS"],
-        ),
-        batch=BatchLimits(
-            minimum=values["DEFAULT_MIN_BATCH_SIZE"],
-            maximum=values["DEFAULT_BATCH_SIZE"],
-            growth=values["DEFAULT_BATCH_SIZE_GROWTH_FACTOR"],
-        ),
-        limits=Limits(
-            max_concurrency=values["MAX_CONCURRENCY"] or 4 * values["MAX_NUM_SEQS"],
-            stall_timeout=values["REQUEST_STALL_TIMEOUT"],
-            fatal_stalls=values["REQUEST_STALLS_FATAL"],
-            http_timeout=values["HTTP_REQUEST_TIMEOUT"],
-            http_drain=values["HTTP_DRAIN_TIMEOUT"],
-        ),
-        requests=RequestSettings(
-            strict=values["STRICT_REQUESTS"], raw=values["RAW_ENGINE_OUTPUT"], max_tokens_limit=values["MAX_TOKENS_LIMIT"]
-        ),
-        port=values["PORT"],
-        health_port=values["PORT_HEALTH"],
-        health_path=values["HEALTH_CHECK_PATH"],
-        log_level=values["LOG_LEVEL"],
-        texts={**environment, **written},
-    )
+    return settings
+
+
+def _filled(kind: Any, values: Mapping[str, Any], **others: Any) -> Any:
+    """Return the dataclass with the value of the variable that each of its fields declares."""
+    for part in fields(kind):
+        if found := part.metadata.get("variable"):
+            others[part.name] = values[found.name]
+        elif is_dataclass(section := cast("Any", part.default_factory)):
+            others[part.name] = _filled(section, values)
+    return kind(**others)
+
+
+_HEALTH_PATH = re.compile(r"/(?!(?:v1|openai)(?:/|$)|metrics$)[\w.~/-]*")
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each value that its kind allows, and other values or the use of it do not."""
+    batch, address, path = settings.batch, settings.model.endpoint, settings.health_path
+    if batch.minimum > batch.maximum:
+        yield f"DEFAULT_MIN_BATCH_SIZE: got {batch.minimum}, expected at most DEFAULT_BATCH_SIZE, which is {batch.maximum}"
+    if address and not is_address(address):
+        yield f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co"
+    if not _HEALTH_PATH.fullmatch(path):
+        yield f"HEALTH_CHECK_PATH: got {path!r}, expected a plain path such as /ping, not below /v1 or /openai, nor /metrics"
 
 
 def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict[str, str]:
@@ -235,93 +402,16 @@ def _value(variable: Variable, environment: Mapping[str, str], baked: Mapping[st
     An empty text means not set: that is what the platform's forms send for a field left empty.
     """
     for source in (baked, environment):
-        for name in (variable.name, *variable.aliases):
+        for name in variable.names:
             text = source.get(name, "").strip()
             if text:
                 try:
-                    return _PARSERS[variable.kind](variable, text)
+                    return variable.parse(text)
                 except ValueError as error:
                     shown = "***" if variable.kind == "secret" else repr(text)
                     problems.append(f"{name}: got {shown}, expected {error}")
                     return variable.default
     return Secret() if variable.kind == "secret" else variable.default
-
-
-def _in_range(variable: Variable, value: float) -> None:
-    low, high = variable.minimum, variable.maximum
-    if value != value or (low is not None and value < low) or (high is not None and value > high):  # noqa: PLR0124  # NaN
-        raise ValueError(f"a number from {low:g} to {high:g}")
-
-
-def _integer(variable: Variable, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise ValueError("a whole number") from None
-    _in_range(variable, value)
-    return value
-
-
-def _number(variable: Variable, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError("a number") from None
-    _in_range(variable, value)
-    return value
-
-
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-
-
-def _boolean(_: Variable, text: str) -> bool:
-    try:
-        return _BOOLEANS[text.lower()]
-    except KeyError:
-        raise ValueError("true, false, 1 or 0") from None
-
-
-def _list(_: Variable, text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _object(_: Variable, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError("a JSON object")  # noqa: TRY004  # a problem of the value, not of the program
-    return value
-
-
-def _choice(variable: Variable, text: str) -> str:
-    for choice in variable.choices:
-        if text.lower() == choice.lower():
-            return choice
-    raise ValueError("one of " + ", ".join(variable.choices))
-
-
-def _secret(_: Variable, text: str) -> Secret:
-    if not is_header_text(text):
-        raise ValueError("printable ASCII without blanks or line breaks")
-    return Secret(text)
-
-
-_PARSERS: dict[str, Callable[[Variable, str], Any]] = {
-    "text": lambda _, text: text,
-    "secret": _secret,
-    "integer": _integer,
-    "number": _number,
-    "boolean": _boolean,
-    "list": _list,
-    "object": _object,
-    "choice": _choice,
-}
-
-
-def _names(table: Collection[Variable]) -> list[str]:
-    return [name for variable in table for name in (variable.name, *variable.aliases)]
 
 
 def _hint(name: str, known: Collection[str], closeness: float = 0.6) -> str:

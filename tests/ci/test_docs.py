@@ -30,7 +30,7 @@ from handler.launch import free_ports
 from handler.ledger import Ledger
 from handler.lifecycle import Lifecycle
 from handler.metrics import Metrics
-from handler.variables import TABLE
+from handler.settings import TABLE
 from images.__main__ import COMMANDS
 from images.arguments import Command, parse
 from tests import ROOT

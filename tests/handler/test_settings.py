@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import InvalidSettings
-from handler.settings import BatchLimits, Secret, Settings, read_settings
-from handler.variables import TABLE, Variable
+from handler.settings import TABLE, BatchLimits, Secret, Settings, Variable, read_settings
 from tests.strategies import SETTINGS
 
 NOWHERE = Path("/nonexistent/local_model_args.json")
@@ -154,32 +153,45 @@ def test_a_value_out_of_range_says_what_was_expected(name: str, text: str, words
     assert problems(MODEL="m", **{name: text}) == [f"{name}: got {text!r}, {words}"]
 
 
-KINDS = (
-    Variable(name="MODEL", kind="text", default="", help=""),
-    *(variable for variable in TABLE if variable.name != "MODEL"),
-    Variable(name="A_BOOLEAN", kind="boolean", default=False, help=""),
-    Variable(name="A_LIST", kind="list", default=(), help=""),
-    Variable(name="AN_OBJECT", kind="object", default={}, help=""),
-)
+A_BOOLEAN = Variable(name="A_BOOLEAN", kind="boolean", default=False, help="")
+A_LIST = Variable(name="A_LIST", kind="list", default=(), help="")
+AN_OBJECT = Variable(name="AN_OBJECT", kind="object", default={}, help="")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("variable", "text", "expected"),
     [
-        ("A_BOOLEAN", "yes", "expected true, false, 1 or 0"),
-        ("AN_OBJECT", "[1]", "expected a JSON object"),
-        ("AN_OBJECT", "{", "expected a JSON object"),
+        (A_BOOLEAN, "yes", "true, false, 1 or 0"),
+        (A_BOOLEAN, "2", "true, false, 1 or 0"),
+        (AN_OBJECT, "[1]", "a JSON object"),
+        (AN_OBJECT, "null", "a JSON object"),
+        (AN_OBJECT, "{", "a JSON object"),
     ],
 )
-def test_booleans_and_objects_are_read_strictly(name: str, text: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings({"MODEL": "m", name: text}, baked=NOWHERE, table=KINDS)
-    assert caught.value.problems == [f"{name}: got {text!r}, {words}"]
+def test_booleans_and_objects_are_read_strictly(variable: Variable, text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        variable.parse(text)
 
 
-@pytest.mark.parametrize(("name", "text"), [("A_BOOLEAN", "True"), ("A_BOOLEAN", "0"), ("A_LIST", "a, b,,"), ("AN_OBJECT", '{"a": 1}')])
-def test_booleans_lists_and_objects_in_their_forms_are_taken(name: str, text: str) -> None:
-    assert read_settings({"MODEL": "m", name: text}, baked=NOWHERE, table=KINDS).model.source == "m"
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        (A_BOOLEAN, "True", True),
+        (A_BOOLEAN, "0", False),
+        (A_LIST, "a, b,,", ("a", "b")),
+        (A_LIST, ",", ()),
+        (AN_OBJECT, '{"a": 1}', {"a": 1}),
+    ],
+)
+def test_booleans_lists_and_objects_in_their_forms_are_taken(variable: Variable, text: str, value: Any) -> None:
+    assert variable.parse(text) == value
+
+
+def test_the_default_of_every_variable_is_a_value_of_its_kind_within_its_bounds() -> None:
+    for variable in TABLE:
+        if variable.default != "":
+            assert variable.parse(str(variable.default)) == variable.default
+        assert (variable.kind in ("integer", "number")) == (variable.minimum is not None) == (variable.maximum is not None)
 
 
 def test_a_secret_shows_itself_nowhere() -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import RELEASES, collect_flags, collect_variables, variable_names
 from handler.fastdeploy.gpus import parse_architectures
-from handler.settings import Settings, read_settings
-from handler.variables import TABLE
+from handler.settings import TABLE, Settings, read_settings
 from images.releases import Gpu
 from tools.deploy.api import Json
 from tools.deploy.order import hint

@@ -1,6 +1,6 @@
 """Everything that says which variables there are, made from the tables that the worker reads: `python -m tools.generate [--check]`.
 
-`handler/variables.py` (the worker's own), the flag tables (FastDeploy's) and the images' table go in; out come:
+`handler/settings.py` (the worker's own variables), the flag tables (FastDeploy's) and the images' table go in; out come:
 
     .runpod/hub.json, .runpod/tests.json   `hub`      what the RunPod Hub shows, injects and runs
     worker-config.json                     `console`  the form of RunPod's console

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from handler.fastdeploy.flags import EXTRA_ARGS
 from handler.fastdeploy.table import RELEASES, Flag, flag_table
-from handler.variables import TABLE, Variable
+from handler.settings import TABLE, Variable
 from tools.generate.flag_help import GROUPS, meaning
 
 __all__ = ["FLAGS", "HEADINGS", "Field", "fields", "title"]

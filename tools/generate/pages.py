@@ -8,7 +8,7 @@ from typing import Any
 from handler.fastdeploy.flags import EXTRA_ARGS, ONLY_EXTRA, OWN
 from handler.fastdeploy.table import RELEASES, Flag, every_flag, flag_table
 from handler.fastdeploy.values import INTEGER_VARIABLES, NUMBER_VARIABLES
-from handler.variables import TABLE, Variable
+from handler.settings import TABLE, Variable
 from tools.generate.flag_help import GROUPS
 from tools.generate.form_fields import HEADINGS
 from tools.generate.hub_listing import image, pools

@@ -10,8 +10,7 @@ import pytest
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.start import FastDeployEngine, Host, prepare
-from handler.settings import read_settings
-from handler.variables import TABLE
+from handler.settings import TABLE, read_settings
 from tests.handler.fastdeploy.test_laws import accepted
 
 FORM: Mapping[str, str] = {

@@ -12,7 +12,7 @@ import pytest
 from handler.fastdeploy.describe import canonical, describe_parser
 from handler.fastdeploy.flags import ONLY_EXTRA, OWN, RELEASES, differences, flag_table, variable_names
 from handler.fastdeploy.installed import check_installed, installed_version
-from handler.variables import TABLE
+from handler.settings import TABLE
 from tests import ROOT
 from tests.handler.fastdeploy.parser_from_table import build
 from tests.handler.fastdeploy.stand_in import TABLES, entries, install

@@ -18,8 +18,7 @@ from handler.fastdeploy.flags import ONLY_EXTRA, OWN, variable_names
 from handler.fastdeploy.table import RELEASES, every_flag, flag_table
 from handler.fastdeploy.values import INTEGER_VARIABLES, NUMBER_VARIABLES
 from handler.job import read_job
-from handler.settings import BatchLimits
-from handler.variables import TABLE
+from handler.settings import TABLE, BatchLimits
 from images.releases import read_gpus, read_releases
 from tests.tools.generate.injected import HUB
 from tools.generate.__main__ import ROOT, difference, generated, main
