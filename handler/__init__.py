@@ -1,7 +1,8 @@
 """The worker: from the start of the container to the last byte of an answer, in ten steps.
 
  1. `__main__`    reads the environment once, has `early` start the engine's interpreter, and `compose` puts together what follows.
- 2. `settings`    turns variables and the baked file into frozen values, or lists every mistake.
+ 2. `settings`    turns variables and the baked file into frozen values, or lists every mistake; `unsupported` names what it cannot
+    honour.
  3. `engines`     chooses the engine (`fastdeploy/`, or `cpu_engine`), if GPUs and variables allow it for any checkpoint;
     `checkpoint.find` finds the weights: a directory, the image, a cache, a volume or a download.
  4. `engines`     fits the engine to them, and has `fastdeploy/preflight` look whether they can run here at all;
@@ -19,7 +20,7 @@
 
 `cpu_engine` is a program of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
 
-Imports point upwards in this order; a file may import those before it: early, errors, settings, job, sse, batching, native,
+Imports point upwards in this order; a file may import those before it: early, errors, unsupported, settings, job, sse, batching, native,
 dialect, logs, processes, launch, lifecycle, departure, ledger, fastdeploy, engine, engines,
 proxy, metrics, health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
 

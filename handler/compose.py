@@ -7,6 +7,7 @@ python -m handler --input FILE          answers the job in a file
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -38,6 +39,8 @@ def run(argv: list[str], environment: MutableMapping[str, str], waiting: Waiting
     try:
         settings = read_settings(environment, engine_names=variable_names())
         configure(settings.log_level, platform="RUNPOD_ENDPOINT_ID" in environment)
+        for warning in settings.warnings:
+            logging.getLogger(__name__).warning("%s", warning)
         return 0 if _serve(settings, lifecycle, ledger, environment, argv, departure) and lifecycle.state is not State.DEAD else 1
     except (WorkerError, ModelUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from checkpoint.unavailable import is_address, is_header_text
 from handler.errors import InvalidSettings
+from handler.unsupported import INSTEAD, refusals, report
 
 __all__ = [
     "BAKED_SETTINGS",
@@ -79,7 +80,7 @@ class Variable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names it is read under; the first that is set wins."""
+        """The names it is read under; those that are set must agree."""
         return (self.name, *self.aliases)
 
     def parse(self, text: str) -> Any:
@@ -90,6 +91,9 @@ class Variable:
         """
         value: Any = text
         match self.kind:
+            case "text":
+                if not text.isprintable():  # a line break would forge a line of the log, half a surrogate pair cannot be encoded
+                    raise ValueError("one line of printable text")
             case "integer" | "number":
                 value = self._number(text)
             case "boolean":
@@ -312,6 +316,8 @@ class Settings:
     log_level: str = variable("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))("How much the worker logs.")
     texts: Mapping[str, str] = field(repr=False)
     """The deployment's variables as they were written, the baked file's over the environment's: engines read their own from it."""
+    warnings: tuple[str, ...] = ()
+    """What the operator has to know although the worker can start."""
 
 
 def _declared(kind: Any) -> Iterator[Variable]:
@@ -337,13 +343,11 @@ def read_settings(environment: Mapping[str, str], *, baked: Path = BAKED_SETTING
     problems: list[str] = []
     known = [*(name for one in TABLE for name in one.names), *engine_names]
     written = _read_baked(baked, known, problems)
-    problems += _misspelt(environment, known)
+    problems += [*_misspelt(environment, known), *refusals(environment)]
     values = {one.name: _value(one, environment, written, problems) for one in TABLE}
-    if not values["MODEL"]:
-        problems.append("MODEL: not set, expected a Hugging Face repository (org/name) or a directory that holds a checkpoint")
     values["SERVED_MODEL_NAME"] = values["SERVED_MODEL_NAME"] or values["MODEL"]
     values["MAX_CONCURRENCY"] = values["MAX_CONCURRENCY"] or 4 * values["MAX_NUM_SEQS"]
-    settings: Settings = _filled(Settings, values, texts={**environment, **written})
+    settings: Settings = _filled(Settings, values, texts={**environment, **written}, warnings=tuple(report(environment)))
     problems += _contradictions(settings)
     if problems:
         raise InvalidSettings(problems)
@@ -376,24 +380,39 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict[str, str]:
     """Return the baked file's settings as the texts that the environment would hold; a missing file means none."""
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice.extend(name for name in dict.fromkeys(names) if names.count(name) > 1)
+        return dict(pairs)
+
+    expected = "expected a JSON object with names of variables"
     try:
-        text = path.read_text(encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        if not isinstance(found, dict):
+            problems.append(f"{path}: got {type(found).__name__}, {expected}")
+            return {}
+        written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if value is not None}
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read ({error})")
         return {}
-    try:
-        found = json.loads(text)
+    except RecursionError:
+        problems.append(f"{path}: nested too deeply, {expected}")
+        return {}
     except ValueError as error:
-        problems.append(f"{path}: expected a JSON object with names of variables ({error})")
+        problems.append(f"{path}: {expected} ({error})")
         return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path}: got {type(found).__name__}, expected a JSON object with names of variables")
-        return {}
-    unknown = [name for name in found if name not in known and not name.startswith(_ENGINE_PREFIX)]
-    problems += [f"{path}: {name}: unknown{_hint(name, known)}" for name in unknown]
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if value is not None}
+    problems += [f"{path}: {_shown(name)}: given twice, expected once" for name in twice]
+    unknown = [name for name in found if name not in known and not _ENGINE_NAME.fullmatch(name)]
+    problems += [f"{path}: {_shown(name)}: unknown{_hint(name, known)}" for name in unknown]
+    return written
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def _value(variable: Variable, environment: Mapping[str, str], baked: Mapping[str, str], problems: list[str]) -> Any:
@@ -402,15 +421,23 @@ def _value(variable: Variable, environment: Mapping[str, str], baked: Mapping[st
     An empty text means not set: that is what the platform's forms send for a field left empty.
     """
     for source in (baked, environment):
-        for name in variable.names:
-            text = source.get(name, "").strip()
-            if text:
-                try:
-                    return variable.parse(text)
-                except ValueError as error:
-                    shown = "***" if variable.kind == "secret" else repr(text)
-                    problems.append(f"{name}: got {shown}, expected {error}")
-                    return variable.default
+        texts = {name: text for name in variable.names if (text := source.get(name, "").strip())}
+        if not texts:
+            continue
+        shown = {name: "***" if variable.kind == "secret" else repr(text) for name, text in texts.items()}
+        (name, text), *others = texts.items()
+        problems += [
+            f"{other}: got {shown[other]}, expected the same as {name}, which is {shown[name]}: set one of them"
+            for other, value in others
+            if value != text
+        ]
+        try:
+            return variable.parse(text)
+        except ValueError as error:
+            problems.append(f"{name}: got {shown[name]}, expected {error}")
+            return variable.default
+    if variable.name == "MODEL":
+        problems.append("MODEL: not set, expected a Hugging Face repository (org/name) or a directory that holds a checkpoint")
     return Secret() if variable.kind == "secret" else variable.default
 
 
@@ -427,18 +454,14 @@ LOGLEVEL, which means the same elsewhere but would say nothing here, 0.94 like L
 MODEL_ID."""
 
 
-_OTHERS = frozenset({"CODE_REVISION"})
-"""What other workers know, and what is more like ours than that: a deployment that moves here may still carry it."""
-
-
-_ENGINE_PREFIX = "FD_"
+_ENGINE_NAME = re.compile(r"FD_\w+", re.ASCII)
 """FastDeploy's own switches: it knows more than are documented."""
 
 
 def _misspelt(environment: Mapping[str, str], known: Collection[str]) -> list[str]:
-    strange = (name for name in environment if name not in known and name not in _OTHERS)
-    unknown = sorted(name for name in strange if name.isupper() and not name.startswith(_ENGINE_PREFIX))
+    strange = (name for name in environment if name not in known and name not in INSTEAD)
+    unknown = sorted(name for name in strange if name.isupper() and not name.startswith("FD_"))
     # A slip spares the first letters or the last; comparing every pair would cost 10 ms of each start.
     similar = {name: [near for near in known if near[:2] == name[:2] or near[-2:] == name[-2:]] for name in unknown}
     hints = ((name, _hint(name, near, _LOOKS_LIKE_OURS)) for name, near in similar.items() if near)
-    return [f"{name}: unknown{hint}" for name, hint in hints if hint]
+    return [f"{_shown(name)}: unknown{hint}" for name, hint in hints if hint]

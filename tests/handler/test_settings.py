@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_any_environment_gives_settings_or_names_every_wrong_variable(environmen
         ({"MODEL": "env/m", "MAX_NUM_SEQS": "5"}, {"MODEL_NAME": "baked/m"}, ("baked/m", 5)),
         ({"MODEL": "env/m", "MAX_NUM_SEQS": "5"}, {"MAX_NUM_SEQS": None}, ("env/m", 5)),
         ({"MODEL_NAME": "alias/m", "MODEL": " "}, {}, ("alias/m", 8)),
-        ({"MODEL_NAME": "alias/m", "MODEL": "own/m"}, {}, ("own/m", 8)),
+        ({"MODEL_NAME": "same/m", "MODEL": " same/m"}, {}, ("same/m", 8)),
     ],
 )
 def test_baked_settings_win_over_the_environment_and_it_over_defaults(
@@ -80,13 +81,81 @@ def test_baked_settings_win_over_the_environment_and_it_over_defaults(
         ('{"MODEL": "m", "MODLE": "n"}', "MODLE: unknown; did you mean MODEL?"),
         ('{"MODEL": "m", "xyz": 1}', "xyz: unknown"),
         ('{"MODEL": "m", "MAX_NUM_SEQS": true}', "MAX_NUM_SEQS: got 'true', expected a whole number"),
+        ('{"MODEL": "m", "MAX_NUM_SEQS": 2, "MAX_NUM_SEQS": 2}', "MAX_NUM_SEQS: given twice, expected once"),
+        ('{"MODEL": "m", "SPECULATIVE_CONFIG": {"method": "mtp", "method": "ngram"}}', "method: given twice, expected once"),
+        ('{"MODEL": "a/m", "MODEL_NAME": "b/m"}', "MODEL_NAME: got 'b/m', expected the same as MODEL, which is 'a/m': set one of them"),
+        ('{"MODEL": "m", "FD_A=B": "1"}', "FD_A=B: unknown"),
+        ('{"MODEL": "m", "FD_A\\u0000": "1"}', r"'FD_A\\x00': unknown"),
+        ('{"MODEL": "m", "x\\nerror: y": "1"}', r"'x\\nerror: y': unknown"),
     ],
 )
 def test_a_bad_baked_file_is_named_with_what_is_wrong_in_it(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "local_model_args.json"
     file.write_text(text)
     with pytest.raises(InvalidSettings, match=words.replace("?", r"\?")):
-        read_settings({"MODEL": "m"}, baked=file)
+        read_settings({"MODEL": "m"}, baked=file, engine_names=["SPECULATIVE_CONFIG"])
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("depth", [1, 100, 400, 900, 990, 1000, 5000, 200_000])
+def test_a_baked_file_is_read_or_is_nested_too_deeply_whatever_its_depth(tmp_path: Path, opening: str, closing: str, depth: int) -> None:
+    file = tmp_path / "local_model_args.json"
+    file.write_text('{"EARLY_STOP_CONFIG": ' + opening * depth + "1" + closing * depth + "}")
+    try:
+        settings = read_settings({"MODEL": "m"}, baked=file, engine_names=["EARLY_STOP_CONFIG"])
+    except InvalidSettings as error:
+        assert depth > 100, "Python's own limit differs between versions"
+        assert error.problems == [f"{file}: nested too deeply, expected a JSON object with names of variables"]
+    else:
+        assert depth < 200_000
+        assert settings.texts["EARLY_STOP_CONFIG"].replace(" ", "") == opening * depth + "1" + closing * depth
+
+
+TEXT_VARIABLES = [variable.name for variable in TABLE if variable.kind == "text"]
+ANY_TEXT = st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=8)
+
+
+@SETTINGS
+@given(st.dictionaries(st.sampled_from(TEXT_VARIABLES) | ANY_TEXT, ANY_TEXT), st.dictionaries(st.sampled_from(TEXT_VARIABLES), ANY_TEXT))
+def test_no_text_of_a_baked_file_or_of_the_environment_can_forge_a_line_of_the_log(
+    tmp_path_factory: pytest.TempPathFactory, written: dict[str, str], environment: dict[str, str]
+) -> None:
+    """Rule: "control characters in any text variable are a problem naming the variable"; NUL and half a surrogate pair are such."""
+    file = tmp_path_factory.getbasetemp() / "local_model_args.json"
+    file.write_text(json.dumps(written))
+    try:
+        settings = read_settings({"MODEL": "m"} | environment, baked=file)
+    except InvalidSettings as error:
+        assert all(problem.isprintable() for problem in error.problems)
+    else:
+        texts = [settings.model.source, settings.model.served_name, settings.model.home, settings.engine.python, settings.health_path]
+        assert all(text.isprintable() and text.encode() is not None for text in texts)
+
+
+@pytest.mark.parametrize("name", TEXT_VARIABLES)
+@pytest.mark.parametrize("text", ["a\nerror: b", "a\x00b", "a\ud800b", "a\x1b[31mb", "a\u202eb", "a\u2028b"])
+def test_a_text_variable_that_is_not_one_printable_line_is_refused_by_its_name(name: str, text: str) -> None:
+    found = problems(**{"MODEL": "m", name: text})
+    assert found[0] == f"{name}: got {text!r}, expected one line of printable text"
+
+
+ALIASES = [(variable.name, alias) for variable in TABLE for alias in variable.aliases]
+
+
+@pytest.mark.parametrize(("name", "alias"), ALIASES)
+def test_two_names_of_one_variable_hold_one_value_or_both_values_are_named(name: str, alias: str) -> None:
+    settings = read(**{"MODEL": "m", name: "m", alias: " m "})
+    assert settings == replace(read(**{"MODEL": "m", name: "m"}), texts=settings.texts)
+    one, other = ("***", "***") if name == "HF_TOKEN" else ("'m'", "'other/m'")
+    wanted = f"{alias}: got {other}, expected the same as {name}, which is {one}: set one of them"
+    assert problems(**{"MODEL": "m", name: "m", alias: "other/m"}) == [wanted]
+
+
+def test_every_alias_that_differs_is_named() -> None:
+    assert [problem.partition(":")[0] for problem in problems(MODEL_NAME="a", MODEL_REPO="b", MODEL="c")] == ["MODEL_NAME", "MODEL_REPO"]
+    assert problems(MODEL_NAME="a", MODEL_REPO="b") == [
+        "MODEL_REPO: got 'b', expected the same as MODEL_NAME, which is 'a': set one of them"
+    ]
 
 
 def test_a_baked_file_that_cannot_be_read_is_a_problem_and_a_missing_one_is_none(tmp_path: Path) -> None:

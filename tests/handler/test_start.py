@@ -170,6 +170,16 @@ async def test_a_folder_for_downloads_in_somebodys_home_is_where_the_hubs_librar
         await fails(Worker(model, {"HF_HOME": "~nobody-of-this-name/hf"}), "HF_HOME: got '~nobody-of-this-name/hf', expected a folder")
 
 
+async def test_variables_of_other_workers_are_named_once_in_the_log_and_adapters_are_refused(tmp_path: Path) -> None:
+    job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
+    moved = {"DTYPE": "half", "CONTEXT_LENGTH": "512", "ENABLE_LORA": "false", "TRUST_REMOTE_CODE": "false"}
+    async with Worker(cpu_engine(), moved, arguments=("--test_input", job), cwd=tmp_path) as worker:
+        assert await worker.wait(30) == 0
+    [line] = [line for line in worker.output.splitlines() if "CONTEXT_LENGTH" in line]
+    assert line.endswith("have no effect here: CONTEXT_LENGTH (set MAX_MODEL_LEN), DTYPE (the checkpoint's own files decide)")
+    await fails(Worker(cpu_engine(), {"LORA_MODULES": "[1]", "IPS": "10.0.0.1"}), "LORA_MODULES: got a value", "IPS: got a value")
+
+
 async def test_a_release_that_nobody_knows_is_told_with_the_known_ones() -> None:
     unknown = replayed_engine() | {"FASTDEPLOY_RELEASE": ""}
     package = ROOT / "tests" / "twins" / "replayed_fastdeploy"

@@ -21,8 +21,9 @@ _INTRODUCTION = """# Configuration
 Made by `ci/just generate` from the tables that the worker reads; what is written here by hand is lost.
 
 Variables come from the environment. An image with a baked model holds `/local_model_args.json`, a JSON object with the same names, which
-wins over the environment. An empty value means not set. A wrong value, or a name that looks like a misspelt one, stops the start with a
-message that names all of them.
+wins over the environment. An empty value means not set. A wrong value, a name that looks like a misspelt one, or two names of one variable
+that hold different values stop the start with a message that names all of them. A variable of another worker that has no effect here is
+named in a warning with what to set instead; one that asks for LoRA adapters stops the start.
 
 """
 
