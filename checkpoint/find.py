@@ -5,8 +5,9 @@ Places are asked in this order, and the first whole checkpoint is served; one th
  1. MODEL names a directory: that directory, as it is.
  2. Baked into the image: a Hugging Face cache at `Places.baked`, outside /runpod-volume, which a mounted volume would hide.
  3. RunPod's cached model: a Hugging Face cache at `Places.cached`, whose folders may be lower-cased.
- 4. HF_HOME where it is set, else the network volume where one is mounted, else huggingface_hub's own folder: if the revision is a branch
-    or a tag, the hub is asked what it means today; where the hub cannot be asked, a whole copy of it is served with a warning.
+ 4. HF_HUB_CACHE where it is set, else HF_HOME, else the network volume where one is mounted, else huggingface_hub's own folder: if the
+    revision is a branch or a tag, the hub is asked what it means today; where the hub cannot be asked, a whole copy of it is served with a
+    warning.
  5. A download from the hub to the place of step 4.
 
 ModelScope and AIStudio are FastDeploy's own work (`FD_MODEL_SOURCE`): their interfaces are not open to a check from here, so the name goes
@@ -44,6 +45,8 @@ class Places:
     """Where a network volume is mounted; downloads go to huggingface/hub below it."""
     home: Path | None = None
     """HF_HOME, if the operator set it; downloads go to hub below it."""
+    hub_cache: Path | None = None
+    """HF_HUB_CACHE, if the operator set it; downloads go there, as huggingface_hub's own do, whatever HF_HOME says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +119,22 @@ def _from_directory(directory: Path, source: Source) -> Weights:
 
 def _own_cache(places: Places) -> Path:
     """Return the cache that downloads go to."""
+    if places.hub_cache:
+        return _named("HF_HUB_CACHE", places.hub_cache)
     if places.home:
-        home = _expanded(str(places.home))
-        if home.parts[0].startswith("~"):
-            raise ModelUnavailable(f"HF_HOME: got {str(places.home)!r}, expected a folder: there is no such home")
-        return home / "hub"
+        return _named("HF_HOME", places.home) / "hub"
     if _is_writable(places.volume):
         return places.volume / "huggingface" / "hub"
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
+
+
+def _named(variable: str, folder: Path) -> Path:
+    expanded = _expanded(str(folder))
+    if expanded.parts[0].startswith("~"):
+        raise ModelUnavailable(f"{variable}: got {str(folder)!r}, expected a folder: there is no such home")
+    return expanded
 
 
 def _is_writable(directory: Path) -> bool:

@@ -153,7 +153,8 @@ def _check_space(listing: Listing, folder: Path) -> None:
     if missing and free < missing + _RESERVE:
         raise ModelUnavailable(
             f"MODEL={listing.repository}: {size_text(missing)} are still to be downloaded, and {disk} has {size_text(free)} free; expected "
-            f"{size_text(missing + _RESERVE)}: enlarge the container disk or the network volume, or set HF_HOME to a larger disk"
+            f"{size_text(missing + _RESERVE)}: enlarge the container disk or the network volume, or set HF_HOME or HF_HUB_CACHE to a "
+            "larger disk"
         )
 
 
@@ -236,9 +237,12 @@ def _reason(error: Exception, repository: str, hub: Hub, cache: Path | None) -> 
         return f"{where} does not answer as a hub does ({error}): check HF_ENDPOINT if it is set"
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOSPC, errno.EDQUOT}:
-        return f"no space left on the disk of {cache}: enlarge the container disk or the network volume, or set HF_HOME to a larger disk"
+        return (
+            f"no space left on the disk of {cache}: enlarge the container disk or the network volume, or set HF_HOME or HF_HUB_CACHE to a "
+            "larger disk"
+        )
     if number in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return f"{cache} cannot be written ({error}): set HF_HOME to a folder that can"
+        return f"{cache} cannot be written ({error}): set HF_HOME or HF_HUB_CACHE to a folder that can"
     return f"the download failed: {error}"
 
 

@@ -67,7 +67,9 @@ def _serve(
     fit = choose_engine(settings)
     ledger.note("machine checked")
     model = settings.model
-    places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
+    places = Places(
+        baked=Path(model.baked), home=Path(model.home) if model.home else None, hub_cache=Path(model.hub_cache) if model.hub_cache else None
+    )
     source = Source(name=model.source, revision=model.revision, hub=model.origin, endpoint=model.endpoint, token=model.token.reveal())
     weights = find_weights(source, places)
     ledger.note("weights found")

@@ -200,6 +200,9 @@ class ModelSettings:
     home: str = variable("HF_HOME", "", group="model")(
         "Where downloads go; empty means the network volume if one is mounted, else the library's own folder."
     )
+    hub_cache: str = variable("HF_HUB_CACHE", "", aliases=("HUGGINGFACE_HUB_CACHE",), group="model", form="absent")(
+        "The Hugging Face cache that downloads go to; empty means hub below HF_HOME. It wins over HF_HOME, as in the library."
+    )
     endpoint: str = variable("HF_ENDPOINT", "", group="model")("Address of the hub or a mirror; empty means Hugging Face itself.")
     served_name: str = variable("SERVED_MODEL_NAME", "", aliases=("OPENAI_SERVED_MODEL_NAME_OVERRIDE",), group="model", form="shown")(
         "The name clients use for the model; empty means the value of MODEL."

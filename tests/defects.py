@@ -51,7 +51,7 @@ DEFECTS: dict[int, tuple[str, ...]] = {
     30: (f"{CHECKS}::test_a_request_id_of_the_caller_never_passes",),
     31: ("Ids of answers are the engine's own and whole; the log names the job beside each failure.",),
     32: (
-        "checkpoint/test_find.py::test_downloads_go_to_home_else_to_the_volume_else_to_the_librarys_own_folder",
+        "checkpoint/test_find.py::test_downloads_go_to_hf_hub_cache_else_to_home_else_to_the_volume_else_to_the_librarys_own_folder",
         "checkpoint/test_find.py::test_the_image_comes_before_the_platforms_cache_and_that_before_the_hub",
     ),
     33: ("checkpoint/test_find.py::test_the_revision_is_honoured_in_every_place",),

@@ -137,14 +137,39 @@ def test_a_commit_that_is_here_needs_no_hub_and_a_branch_that_is_here_survives_i
     assert f"serving the copy in {found.directory}" in caplog.text
 
 
-def test_downloads_go_to_home_else_to_the_volume_else_to_the_librarys_own_folder(
+@pytest.mark.parametrize("folder", ["elsewhere", "~/elsewhere"])
+def test_a_whole_copy_in_hf_hub_cache_is_found_beside_a_volume_and_before_hf_home(
+    folder: str, hub: ModelHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.add(NAME, model)
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    snapshot = put(tmp_path / "elsewhere", commit=commit)
+    named = Path(folder) if folder.startswith("~") else tmp_path / folder
+    found = find_weights(wanted(revision=commit), places(tmp_path, hub_cache=named))
+    assert found == Weights(model=str(snapshot), directory=snapshot, origin="disk")
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(("variable", "place"), [("HF_HUB_CACHE", "hub_cache"), ("HF_HOME", "home")])
+def test_a_cache_in_a_home_that_does_not_exist_is_named_with_its_variable(variable: str, place: str, tmp_path: Path) -> None:
+    folder = "~nobody-has-this-name/hf"
+    with pytest.raises(ModelUnavailable, match=f"^{variable}: got '{folder}', expected a folder: there is no such home$"):
+        find_weights(wanted(), places(tmp_path, **{place: Path(folder)}))
+
+
+def test_downloads_go_to_hf_hub_cache_else_to_home_else_to_the_volume_else_to_the_librarys_own_folder(
     hub: ModelHub, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.add(NAME, model)
     caplog.set_level(logging.INFO)
     volume = tmp_path / "volume"
     volume.mkdir()
-    for there, expected in ((places(tmp_path), "home/hub"), (places(tmp_path, home=None), "volume/huggingface/hub")):
+    for there, expected in (
+        (places(tmp_path, hub_cache=tmp_path / "cache"), "cache"),
+        (places(tmp_path), "home/hub"),
+        (places(tmp_path, home=None), "volume/huggingface/hub"),
+    ):
         found = find_weights(wanted(endpoint=hub.url), there)
         assert found.directory is not None
         assert found.directory.is_relative_to(tmp_path / expected)

@@ -170,6 +170,24 @@ async def test_a_folder_for_downloads_in_somebodys_home_is_where_the_hubs_librar
         await fails(Worker(model, {"HF_HOME": "~nobody-of-this-name/hf"}), "HF_HOME: got '~nobody-of-this-name/hf', expected a folder")
 
 
+async def test_a_copy_in_hf_hub_cache_is_served_and_the_hub_is_not_asked_for_it_again(tmp_path: Path) -> None:
+    job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
+    with ModelHub() as hub:
+        commit = hub.add("org/demo", DEMO)
+        model = cpu_engine() | hub.environment() | {"MODEL": "org/demo", "MODEL_REVISION": commit, "BAKED_MODELS": str(tmp_path)}
+        for variables in (
+            {"HF_HUB_CACHE": str(tmp_path / "cache")},
+            {"HUGGINGFACE_HUB_CACHE": str(tmp_path / "cache"), "HF_HOME": "/none"},
+        ):
+            async with Worker(model, variables, arguments=("--test_input", job), cwd=tmp_path) as worker:
+                assert await worker.wait(30) == 0
+            if "HF_HUB_CACHE" in variables:
+                assert hub.requests
+                hub.requests.clear()
+        assert (tmp_path / "cache" / "models--org--demo").is_dir()
+        assert not hub.requests
+
+
 async def test_variables_of_other_workers_are_named_once_in_the_log_and_adapters_are_refused(tmp_path: Path) -> None:
     job = json.dumps({"input": {"prompt": "Hello", "max_tokens": 2}})
     moved = {"DTYPE": "half", "CONTEXT_LENGTH": "512", "ENABLE_LORA": "false", "TRUST_REMOTE_CODE": "false"}
