@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from checkpoint.unavailable import is_address, is_header_text
 from handler.errors import InvalidSettings
-from handler.unsupported import INSTEAD, refusals, report
+from handler.unsupported import INSTEAD, REFUSED, refusals, report
 
 __all__ = [
     "BAKED_SETTINGS",
@@ -127,21 +128,13 @@ class Variable:
 
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_KINDS: Mapping[type, Kind] = {
-    str: "text",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    tuple: "list",
-    dict: "object",
-    Secret: "secret",
-}
+_KINDS: dict[type, Kind] = {str: "text", int: "integer", float: "number", bool: "boolean", tuple: "list", dict: "object", Secret: "secret"}
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ValueError("a JSON object")  # noqa: TRY004  # a problem of the value, not of the program
@@ -386,8 +379,7 @@ def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice.extend(name for name in dict.fromkeys(names) if names.count(name) > 1)
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return dict(pairs)
 
     expected = "expected a JSON object with names of variables"
@@ -418,16 +410,16 @@ def _shown(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _value(variable: Variable, environment: Mapping[str, str], baked: Mapping[str, str], problems: list[str]) -> Any:
+def _value(declared: Variable, environment: Mapping[str, str], baked: Mapping[str, str], problems: list[str]) -> Any:
     """Return the parsed value from the baked file, the environment or the default.
 
     An empty text means not set: that is what the platform's forms send for a field left empty.
     """
     for source in (baked, environment):
-        texts = {name: text for name in variable.names if (text := source.get(name, "").strip())}
+        texts = {name: text for name in declared.names if (text := source.get(name, "").strip())}
         if not texts:
             continue
-        shown = {name: "***" if variable.kind == "secret" else repr(text) for name, text in texts.items()}
+        shown = {name: "***" if declared.kind == "secret" else repr(text) for name, text in texts.items()}
         (name, text), *others = texts.items()
         problems += [
             f"{other}: got {shown[other]}, expected the same as {name}, which is {shown[name]}: set one of them"
@@ -435,16 +427,18 @@ def _value(variable: Variable, environment: Mapping[str, str], baked: Mapping[st
             if value != text
         ]
         try:
-            return variable.parse(text)
+            return declared.parse(text)
         except ValueError as error:
             problems.append(f"{name}: got {shown[name]}, expected {error}")
-            return variable.default
-    if variable.name == "MODEL":
+            return declared.default
+    if declared.name == "MODEL":
         problems.append("MODEL: not set, expected a Hugging Face repository (org/name) or a directory that holds a checkpoint")
-    return Secret() if variable.kind == "secret" else variable.default
+    return Secret() if declared.kind == "secret" else declared.default
 
 
 def _hint(name: str, known: Collection[str], closeness: float = 0.6) -> str:
+    if why := REFUSED.get(name) or INSTEAD.get(name):
+        return f"; {why}"
     import difflib  # only for mistakes
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=closeness)
@@ -462,7 +456,7 @@ _ENGINE_NAME = re.compile(r"FD_\w+", re.ASCII)
 
 
 def _misspelt(environment: Mapping[str, str], known: Collection[str]) -> list[str]:
-    strange = (name for name in environment if name not in known and name not in INSTEAD)
+    strange = (name for name in environment if name not in known and name not in INSTEAD and name not in REFUSED)
     unknown = sorted(name for name in strange if name.isupper() and not name.startswith("FD_"))
     # A slip spares the first letters or the last; comparing every pair would cost 10 ms of each start.
     similar = {name: [near for near in known if near[:2] == name[:2] or near[-2:] == name[-2:]] for name in unknown}

@@ -84,6 +84,8 @@ def test_baked_settings_win_over_the_environment_and_it_over_defaults(
         ('{"MODEL": "m", "MAX_NUM_SEQS": 2, "MAX_NUM_SEQS": 2}', "MAX_NUM_SEQS: given twice, expected once"),
         ('{"MODEL": "m", "SPECULATIVE_CONFIG": {"method": "mtp", "method": "ngram"}}', "method: given twice, expected once"),
         ('{"MODEL": "a/m", "MODEL_NAME": "b/m"}', "MODEL_NAME: got 'b/m', expected the same as MODEL, which is 'a/m': set one of them"),
+        ('{"MODEL": "m", "CONTEXT_LENGTH": 512}', "CONTEXT_LENGTH: unknown; set MAX_MODEL_LEN"),
+        ('{"MODEL": "m", "LORA_MODULES": []}', "LORA_MODULES: unknown; the worker serves no LoRA adapters"),
         ('{"MODEL": "m", "FD_A=B": "1"}', "FD_A=B: unknown"),
         ('{"MODEL": "m", "FD_A\\u0000": "1"}', r"'FD_A\\x00': unknown"),
         ('{"MODEL": "m", "x\\nerror: y": "1"}', r"'x\\nerror: y': unknown"),
@@ -235,6 +237,7 @@ AN_OBJECT = Variable(name="AN_OBJECT", kind="object", default={}, help="")
         (AN_OBJECT, "[1]", "a JSON object"),
         (AN_OBJECT, "null", "a JSON object"),
         (AN_OBJECT, "{", "a JSON object"),
+        pytest.param(AN_OBJECT, "[" * 200_000, "a JSON object", id="deep"),
     ],
 )
 def test_booleans_and_objects_are_read_strictly(variable: Variable, text: str, expected: str) -> None:
