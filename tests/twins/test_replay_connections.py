@@ -120,12 +120,14 @@ async def test_an_answer_that_was_cut_short_is_the_connections_last() -> None:
     assert cut.value.partial == b""
 
 
-async def test_sigterm_closes_idle_connections_at_once() -> None:
-    async with running("2.3", "--timeout-graceful-shutdown", "10") as server, connected(server) as connection:
+async def test_sigterm_closes_the_port_and_idle_connections_at_once_however_long_the_end_takes() -> None:
+    async with running("2.3", "--timeout-graceful-shutdown", "10", "--term-delay", "60") as server, connected(server) as connection:
         await connection.ask("/health")
         server.process.terminate()
         assert await connection.reader.read() == b""
-        assert await server.exit_code() == 0
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(HOST, server.port.result(0))
+        assert server.process.poll() is None
 
 
 async def test_a_killed_http_process_cuts_every_stream_and_another_answers_the_requests_that_waited() -> None:

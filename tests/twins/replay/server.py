@@ -75,6 +75,7 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
         with contextlib.suppress(asyncio.CancelledError):
             await serving
+        listener.close()
         self._stopping = True
         for task in self._connections - self._answering:
             task.cancel()

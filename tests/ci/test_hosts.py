@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.images.made import ROOT
+from tests import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 
