@@ -207,6 +207,10 @@ async def test_a_frozen_worker_keeps_requests_waiting_and_fails_health_once_its_
         await server.abandon(request_bytes(STREAM))
         entry = (await server.seen(ended=2))[-1]
         assert server.process.poll() is None
+    async with running("2.3", "--fault", "freeze", "--spare", "1") as server:
+        assert (await post(server, STREAM))[1].endswith(b"[DONE]\n\n")
+        await server.abandon(request_bytes(STREAM))
+        assert [entry["ended"] for entry in await server.seen(ended=2)] == ["finished", "aborted-by-client"]
     async with running("2.3", "--fault", "freeze:60", "--heartbeat", "0") as server:
         assert (await health(server))[0] == 200
     assert (entry["bytes"], entry["ended"]) == (0, "aborted-by-client")

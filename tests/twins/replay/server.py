@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -63,13 +64,14 @@ class Server:
         self._connections: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[None]] = set()
         """Those of the connections that have a request."""
-        self._opened = 0.0
+        self._opened = math.inf
+        """When it opened, or had answered the last request that is spared; a freeze counts from then."""
         self._restart = asyncio.Event()
         self._restarted = self._stopping = False
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until told to stop, then end running requests as uvicorn does: cut at once, or after the graceful time."""
-        self._opened = time.monotonic()
+        self._open_if_spared()
         serving = asyncio.ensure_future(self._serve(listener))
         for number in (signal.SIGINT, *(() if self._behaviour.fault("ignore-term") else (signal.SIGTERM,))):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
@@ -140,8 +142,14 @@ class Server:
             writer.transport.abort()
         finally:
             self._answering.discard(task)
+            if request.path in GENERATION:
+                self._open_if_spared()
             self._seen.ring()
         return False
+
+    def _open_if_spared(self) -> None:
+        if self._opened == math.inf and self._asked >= self._behaviour.spared:
+            self._opened = time.monotonic()
 
     def _fault(self, request: Request) -> Fault | None:
         if request.path not in GENERATION:
