@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from hypothesis import is_hypothesis_test
+
+from tools.serve.job_server import JobServer
 
 KINDS = {
     "contract": (
@@ -66,3 +69,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+async def jobs() -> AsyncIterator[JobServer]:
+    """A job API that nothing wrong was sent to, by the end of the test."""
+    async with JobServer() as server:
+        yield server
+    assert not server.problems, server.problems
