@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.conftest import KINDS
 
 HANDLER = ROOT / "handler"
 ORDER = re.search(r"a file may import those before it: ([\w\s,]+)\.", (HANDLER / "__init__.py").read_text())
@@ -125,3 +126,8 @@ assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
 assert not psutil.Process().children()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HANDLER.parent, timeout=30)
+
+
+def test_every_place_of_a_kind_of_proof_is_there() -> None:
+    tests = ROOT / "tests"
+    assert [place for places in KINDS.values() for place in places if not list(tests.glob(place))] == []

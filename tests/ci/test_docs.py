@@ -55,12 +55,12 @@ ELSEWHERE = {
     "ci/just types": ".github/workflows/ci.yml",
     "ci/just generate --check": ".github/workflows/ci.yml",
     "ci/just test-digest": ".github/workflows/ci.yml",
-    "ci/just bench cpu": "tests/cpu_engine/test_bench.py::test_the_bench_prints_every_figure_for_the_demo_checkpoint",
+    "ci/just bench cpu": "tests/ci/test_cpu_bench.py::test_the_bench_prints_every_figure_for_the_demo_checkpoint",
     "ci/just bench stream": "tests/ci/test_benches.py::test_the_stream_bench_prints_its_figures",
     "ci/just bench soak": "tests/ci/test_benches.py::test_the_soak_prints_samples_of_both_parts_and_a_verdict",
     "ci/just bench trials": "tests/handler/faults/test_random_trials.py"
     "::test_every_job_ends_once_and_whole_or_with_an_error_whatever_happens",
-    "ci/just fuzz-table": "tests/handler/fastdeploy/test_fuzz_table.py::test_of_the_odd_requests_none_waits_for_ever_and_none_gets_a_500",
+    "ci/just fuzz-table": "tests/ci/test_fuzz_table.py::test_of_the_odd_requests_none_waits_for_ever_and_none_gets_a_500",
 }
 """Commands that would take too long here, and the test that runs the same, or the file with which continuous integration does."""
 
@@ -294,7 +294,7 @@ def test_every_file_and_proof_that_a_page_names_is_there(page: str) -> None:
 def codes() -> set[str]:
     """Every code of an error object that the worker, its CPU engine or the local gateway makes."""
     found = {entry[0] for entry in (*web._NOT_READY.values(), web._LEAVING)} | {"job_failed", "job_cancelled", "job_timed_out"}
-    for path in (ROOT / "handler").rglob("*.py"):
+    for path in (path for folder in ("handler", "cpu_engine") for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             values: list[Any] = []
             if isinstance(node, ast.keyword) and node.arg == "code":

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests import TRANSCRIPTS
-
-FOLDER = TRANSCRIPTS / "2.3"
+from tests.twins.replay.recordings import named
 
 
 def frames(name: str) -> list[bytes]:
     """Return the SSE frames of a recorded stream, or its whole body as the only one."""
-    text = (FOLDER / f"{name}.txt").read_bytes()
-    body = text.split(b"##### RESPONSE BODY (de-chunked, otherwise byte-exact)\n", 1)[1].rsplit(b"\n##### END", 1)[0]
-    return [frame for frame in body.split(b"\n\n") if frame.strip()]
+    return [frame for frame in named("2.3", name).body.split(b"\n\n") if frame.strip()]
 
 
 def values(name: str) -> list[dict[str, Any]]:

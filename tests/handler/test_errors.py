@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from handler import errors
 from handler.errors import EngineDied, EngineRejected, InvalidJob, InvalidSettings, WorkerError, to_openai
-from tests import TRANSCRIPTS
+from tests.twins.replay.recordings import RELEASES, Recording, load
 
 
 def all_classes(root: type[WorkerError]) -> list[type[WorkerError]]:
@@ -106,13 +105,13 @@ def test_tracebacks_are_cut_out_of_messages(message: str, left: str) -> None:
     assert to_openai(EngineRejected(500, body))[1]["error"]["message"] == left
 
 
-ANSWERS = [path for path in sorted(TRANSCRIPTS.glob("*/*.raw")) if not path.read_bytes().startswith(b"HTTP/1.1 2") and path.stat().st_size]
+ANSWERS = [(release, one) for release in RELEASES for one in load(release) if one.status and one.status >= 300]
 
 
-@pytest.mark.parametrize("path", ANSWERS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_no_recorded_error_carries_a_traceback_or_a_path_to_the_caller(path: Path) -> None:
-    head, _, body = path.read_bytes().partition(b"\r\n\r\n")
-    status, answer = to_openai(EngineRejected(int(head.split()[1]), body))
+@pytest.mark.parametrize("one", [one for _, one in ANSWERS], ids=[f"{release}-{one.case}" for release, one in ANSWERS])
+def test_no_recorded_error_carries_a_traceback_or_a_path_to_the_caller(one: Recording) -> None:
+    assert one.status
+    status, answer = to_openai(EngineRejected(one.status, one.body))
     message = answer["error"]["message"]
     assert message
     assert "Traceback" not in message

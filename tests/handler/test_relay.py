@@ -25,8 +25,8 @@ from handler.lifecycle import Lifecycle, State
 from handler.proxy import Proxy
 from handler.serverless import Handler
 from handler.settings import read_settings
-from tests import ROOT
 from tests.handler.worker_process import FALLBACKS, environment, replayed_engine
+from tests.twins.replay.recordings import named
 
 pytestmark = pytest.mark.anyio
 
@@ -109,8 +109,7 @@ STREAM = chat(stream=True)
 async def test_a_stream_is_relayed_byte_for_byte_however_the_engine_cuts_it() -> None:
     async with answering(RAW_ENGINE_OUTPUT="1") as handler:
         whole = "".join(await answers(handler, STREAM))
-    recorded = (ROOT / "tests/transcripts/2.3/base_chat_stream_usage.txt").read_text(encoding="utf-8")
-    assert whole in recorded
+    assert whole.encode() == named("2.3", "base_chat_stream_usage").body
     for size in ("1", "7"):
         async with answering("--rechunk", size, RAW_ENGINE_OUTPUT="1") as handler:
             pieces = await answers(handler, STREAM)

@@ -21,15 +21,14 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from tests import TRANSCRIPTS
 from tests.handler.test_http import ready, serving
 from tests.handler.worker_process import replayed_engine
-from tests.twins.replay.recordings import Recording, json_object, load
+from tests.twins.replay.recordings import RELEASES, Recording, json_object, load, named
 from tests.twins.replay.said import Call, Choice, Said, said_recorded, said_streamed, said_whole
 
 LONGEST_S = 10.0
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-LIBRARY = {release: load(TRANSCRIPTS / release) for release in ("2.3", "2.4", "2.5")}
+LIBRARY = {release: load(release) for release in RELEASES}
 ALL = [(release, one) for release, recordings in LIBRARY.items() for one in recordings]
 
 SERVED = {"base": "tiny-qwen3", "b": "my-model", "c": "my-model", "x1": "tiny-x1"}
@@ -241,7 +240,7 @@ def cases(*, fail: bool) -> pytest.MarkDecorator:
 def expected(release: str, one: Recording) -> Said:
     """What was recorded of a request, or of the stream that its caller gets instead, with the repairs of what 2.3 does to tool calls."""
     case = ESCAPED.get(one.case, one.case)
-    said = said_recorded(next(other.raw for other in LIBRARY[release] if other.case == case))
+    said = said_recorded(named(release, case).raw)
     assert said, f"{one.case} failed when it was recorded, and stands in no table"
     return replace(said, choices={index: replace(choice, calls=callable_calls(choice)) for index, choice in said.choices.items()})
 
@@ -290,7 +289,7 @@ def check_other_route(one: Recording, came: Outcome) -> None:
         assert (model["object"], model["max_model_len"]) == ("model", 4096)
         assert model["id"] == model["root"] == SERVED[one.setup]
     else:
-        assert came.value == json_object(one.raw.partition(b"\r\n\r\n")[2])
+        assert came.value == json_object(one.body)
 
 
 @cases(fail=True)

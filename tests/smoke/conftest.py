@@ -39,10 +39,6 @@ class Subject:
     gpu: bool
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, Docker's NVIDIA runtime, and SMOKE_IMAGE; run with -m gpu")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a GPU, unless it is asked for by its marker."""
     if "gpu" in (config.option.markexpr or ""):

@@ -1,1 +1,1 @@
-"""Laws of the image builder's core: whatever the inputs, these hold."""
+"""What stands in for FastDeploy, RunPod's REST API, the model hub and the vendor, and the tests of these stand-ins."""

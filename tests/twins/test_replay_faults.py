@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import TRANSCRIPTS
 from tests.twins.replay.child import HOST, Child, running, start, stop
-from tests.twins.replay.recordings import load
+from tests.twins.replay.recordings import RELEASES, Recording, load
 from tests.twins.replay.script import Pacing, Send, script
 from tests.twins.replay.wire import split
 
@@ -46,22 +45,22 @@ async def health(server: Child) -> tuple[int, str]:
 
 def request_bytes(body: object) -> bytes:
     data = json.dumps(body).encode()
-    return b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+    return b"POST /v1/chat/completions HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data) + data
 
 
-RECORDINGS = [one for release in ("2.3", "2.4", "2.5") for one in load(TRANSCRIPTS / release) if one.raw]
+RECORDINGS = [one for release in RELEASES for one in load(release) if one.raw]
 
 
 @given(recording=st.sampled_from(RECORDINGS), size=st.integers(min_value=0, max_value=400))
-def test_any_rechunking_carries_the_same_payload_and_the_same_number_of_events(recording: object, size: int) -> None:
+def test_any_rechunking_carries_the_same_payload_and_the_same_number_of_events(recording: Recording, size: int) -> None:
     """`--rechunk N` writes payloads in pieces of N bytes; 0 keeps the recorded ones, and then all bytes are the recorded ones."""
-    answer = split(recording.raw)  # type: ignore[attr-defined]
+    answer = split(recording.raw)
     sends = [step for step in script(answer, pacing=Pacing(rechunk=size)) if isinstance(step, Send)]
     wire = b"".join(step.data for step in sends)
     assert b"".join(split(wire).pieces) == b"".join(answer.pieces)
     assert sum(step.events for step in sends) == (len(answer.pieces) if answer.chunked else 0)
     if size == 0:
-        assert wire == recording.raw  # type: ignore[attr-defined]
+        assert wire == recording.raw
 
 
 async def test_rechunked_to_one_byte_a_client_sees_one_byte_at_a_time_and_the_same_text() -> None:
@@ -167,7 +166,7 @@ async def test_a_stream_is_cut_without_done(fault: str, events: int, half_event:
 async def test_an_empty_200_is_the_head_of_a_stream_and_nothing_else(body: object) -> None:
     async with running("2.3", "--fault", "empty-200") as server:
         raw = await server.exchange(request_bytes(body))
-        recorded = await server.exchange(b"GET /health HTTP/1.1\r\n\r\n")
+        recorded = await server.exchange(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")
     assert raw.startswith(b"HTTP/1.1 200 OK\r\n")
     assert raw.endswith(b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
     assert recorded.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -197,13 +196,22 @@ async def test_slow_headers_delay_the_first_byte() -> None:
     assert entry["first_byte"] - entry["started"] >= 0.3
 
 
-async def test_a_frozen_worker_fails_health_and_keeps_requests_waiting() -> None:
+async def test_a_frozen_worker_keeps_requests_waiting_and_fails_health_once_its_heartbeat_is_old() -> None:
+    """/health looks at a heartbeat that may be 30 s old; requests and the port know nothing of it."""
     async with running("2.3", "--fault", "freeze") as server:
+        assert await health(server) == (200, "")
+        await server.abandon(request_bytes(STREAM))
+        assert (await server.seen(ended=2))[-1]["ended"] == "aborted-by-client"
+    async with running("2.3", "--fault", "freeze", "--heartbeat", "0") as server:
         assert await health(server) == (404, "Worker Service Not Healthy")
         await server.abandon(request_bytes(STREAM))
         entry = (await server.seen(ended=2))[-1]
         assert server.process.poll() is None
-    async with running("2.3", "--fault", "freeze:60") as server:
+    async with running("2.3", "--fault", "freeze", "--spare", "1") as server:
+        assert (await post(server, STREAM))[1].endswith(b"[DONE]\n\n")
+        await server.abandon(request_bytes(STREAM))
+        assert [entry["ended"] for entry in await server.seen(ended=2)] == ["finished", "aborted-by-client"]
+    async with running("2.3", "--fault", "freeze:60", "--heartbeat", "0") as server:
         assert (await health(server))[0] == 200
     assert (entry["bytes"], entry["ended"]) == (0, "aborted-by-client")
 
@@ -248,62 +256,7 @@ async def test_a_graceful_timeout_lets_running_requests_finish_before_the_end() 
         assert await server.exit_code() == 0
 
 
-TABLE = {
-    "args": [
-        {"flags": ["-h", "--help"], "dest": "help", "type": None, "nargs": 0, "action": "_HelpAction", "choices": None},
-        {"flags": ["--max-model-len"], "dest": "max_model_len", "type": "int", "nargs": None, "action": "_StoreAction", "choices": None},
-        {"flags": ["--api-key"], "dest": "api_key", "type": "str", "nargs": None, "action": "_AppendAction", "choices": None},
-        {
-            "flags": ["--timeout-graceful-shutdown"],
-            "dest": "timeout_graceful_shutdown",
-            "type": "int",
-            "nargs": None,
-            "action": "_StoreAction",
-            "choices": None,
-        },
-        {"flags": ["--enable-mm"], "dest": "enable_mm", "type": None, "nargs": 0, "action": "_StoreTrueAction", "choices": None},
-        {"flags": ["--x", "--no-x"], "dest": "x", "type": None, "nargs": 0, "action": "BooleanOptionalAction", "default": True},
-        {
-            "flags": ["--load-choices"],
-            "dest": "load_choices",
-            "type": "str",
-            "nargs": None,
-            "action": "_StoreAction",
-            "choices": ["default"],
-        },
-    ]
-}
-
-
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        (["--max-model-len", "4096", "--enable-mm", "--no-x", "--load-choices", "default", "--api-key", "a", "--api-key", "b"], None),
-        (["--made-up", "1"], "unrecognized arguments: --made-up 1"),
-        (["--max-model-len", "4k"], "argument --max-model-len: invalid int value: '4k'"),
-        (["--enable-mm", "true"], "unrecognized arguments: true"),
-        (["--load-choices", "other"], "argument --load-choices: invalid choice: 'other'"),
-    ],
-    ids=["good", "unknown", "type", "value for a switch", "choice"],
-)
-async def test_with_a_flags_table_the_release_s_flags_are_checked_as_its_parser_does(
-    flags: list[str], complaint: str | None, tmp_path: Path
-) -> None:
-    table = tmp_path / "flags.json"
-    table.write_text(json.dumps(TABLE), encoding="utf-8")
-    child = start("2.3", "--flags-table", str(table), *flags)
-    try:
-        if complaint is None:
-            assert await asyncio.wait_for(asyncio.wrap_future(child.port), 10) > 0
-        else:
-            assert await child.exit_code() == 2
-            child.thread.join()
-            assert complaint in "\n".join(child.lines)
-    finally:
-        stop(child)
-
-
-async def test_without_a_table_flags_it_does_not_know_are_ignored() -> None:
+async def test_flags_it_does_not_know_are_ignored() -> None:
     async with running("2.3", "--model", "somewhere", "--quantization", "wint4", "--enable-prefix-caching") as server:
         assert "args: --model somewhere --quantization wint4 --enable-prefix-caching" in server.lines[0]
 
@@ -313,11 +266,11 @@ async def test_without_a_table_flags_it_does_not_know_are_ignored() -> None:
     [
         (["--fault", "made-up"], "'made-up' is no fault; there are: exit-0-while-loading"),
         (["--fault", "freeze:soon"], "expected a number after the colon"),
-        (["--transcripts", "nowhere"], "no such folder of transcripts; there are: none"),
+        (["--release", "9.9"], "no recordings of release '9.9'; there are: 2.3, 2.4, 2.5"),
         (["--fallback", "made_up"], "--fallback made_up: no such case"),
         (["--synthetic", "--tokens", "0"], "--tokens at least 1"),
     ],
-    ids=["fault", "number", "folder", "fallback", "tokens"],
+    ids=["fault", "number", "release", "fallback", "tokens"],
 )
 async def test_a_wrong_command_line_is_refused_by_name(arguments: list[str], complaint: str) -> None:
     child = start("2.3", *arguments)

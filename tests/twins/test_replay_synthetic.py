@@ -9,14 +9,11 @@ import aiohttp
 import openai
 import pytest
 
-from tests import TRANSCRIPTS
 from tests.twins.replay.child import Child, running
-from tests.twins.replay.recordings import load
-from tests.twins.replay.wire import split
+from tests.twins.replay.recordings import named
 
 pytestmark = pytest.mark.anyio
 
-RECORDED = {one.case: split(one.raw).pieces for one in load(TRANSCRIPTS / "2.3") if one.raw}
 BODY = {"messages": [{"role": "user", "content": "go"}], "stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -49,7 +46,7 @@ def shapes(found: list[bytes]) -> list[Any]:
     ids=["chat", "text"],
 )
 async def test_its_events_have_the_fields_and_the_order_of_fields_of_2_3(path: str, body: dict[str, Any], case: str) -> None:
-    recorded = [piece.removesuffix(b"\n\n") for piece in RECORDED[case]]
+    recorded = named("2.3", case).body.split(b"\n\n")[:-1]
     async with running("2.3", "--synthetic", "--tokens-per-second", "1000", "--tokens", "5") as server, aiohttp.ClientSession() as session:
         found = await events(session, server, path, body)
     assert shapes(found) == shapes(recorded)

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import TRANSCRIPTS
 from tests.twins.replay.child import running
 from tests.twins.replay.form import CHAT, Form, spread
-from tests.twins.replay.recordings import SETUPS, Miss, Recording, json_object, load
+from tests.twins.replay.recordings import RELEASES, SETUPS, Miss, Recording, json_object, load, named
 from tests.twins.replay.said import Said, events_of, said_recorded, said_streamed, said_whole
-from tests.twins.replay.twin import TwinLibrary, is_stream, question, wants_usage, whole_answer
+from tests.twins.replay.twin import TwinLibrary, question, wants_usage, whole_answer
 from tests.twins.replay.wire import Request, split
 
-LIBRARY = {release: load(TRANSCRIPTS / release) for release in ("2.3", "2.4", "2.5")}
+LIBRARY = {release: load(release) for release in RELEASES}
 SERVERS = [(release, setup) for release in LIBRARY for setup in SETUPS if any(one.setup == setup for one in LIBRARY[release])]
 FORMS = {CHAT: "base_chat_stream_usage", "/v1/completions": "base_cmpl_stream"}
 ROUTES = tuple(FORMS)
@@ -27,10 +26,6 @@ WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 # What a stream of the same question says otherwise, as it was recorded: white space around thoughts, tool calls of 2.3, failures of whole
 # answers only. To stream a request that is wrong only without a stream makes it right.
 OTHERWISE = {"b_think_implicit", "b_think_tool", "x1_tool1", "x1_tool2", "base_err_stream_options_no_stream"}
-
-
-def named(release: str, case: str) -> Recording:
-    return next(one for one in LIBRARY[release] if one.case == case)
 
 
 def library(release: str, setup: str, recordings: list[Recording] | None = None) -> TwinLibrary:
@@ -62,7 +57,7 @@ def test_every_recorded_question_streams_what_was_recorded(release: str, setup: 
         found = found_for(release, setup, asked(one, **form, request_id=None))
         recorded, said = said_recorded(one.raw), said_recorded(found.raw)
         if one.case in OTHERWISE or (recorded is None and said):
-            assert is_stream(found)
+            assert found.is_stream
             continue
         assert (said and said.choices) == (recorded and recorded.choices), one.case
         tells = bool(said and said.usage and not (json_object(one.request.body).get("stream_options") or {}).get("continuous_usage_stats"))
@@ -75,7 +70,7 @@ def test_no_two_recordings_of_one_question_and_form_say_different_things(release
     for one in generation(release, setup):
         body = json_object(one.request.body)
         known = b'"model_not_support"' not in one.raw
-        key = (one.request.path, question(body, known=known), is_stream(one), said_recorded(one.raw) is None)
+        key = (one.request.path, question(body, known=known), one.is_stream, said_recorded(one.raw) is None)
         now = said_recorded(one.raw)
         now = now and replace(now, usage=None)
         assert said.setdefault(key, now) == now, one.case
@@ -86,7 +81,7 @@ PAIRS = [
     for release, setup in SERVERS
     for stream in generation(release, setup)
     for whole in generation(release, setup)
-    if is_stream(stream) and not is_stream(whole) and said_recorded(whole.raw) and "continuous" not in stream.case
+    if stream.is_stream and not whole.is_stream and said_recorded(whole.raw) and "continuous" not in stream.case
     if question(json_object(stream.request.body), known=True) == question(json_object(whole.request.body), known=True)
 ]
 
@@ -197,7 +192,9 @@ async def test_the_server_says_why_a_recording_answered() -> None:
     async with running("2.3", "--twins", "--served-model-name", "mine") as server:
         for changes in ({}, {**WITH_USAGE, "model": "mine"}):
             body = asked(basic, **changes).body
-            raw = await server.exchange(b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body)
+            raw = await server.exchange(
+                b"POST %s HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+            )
             assert raw.startswith(b"HTTP/1.1 200 OK")
         entries = await server.seen()
     assert [(entry["case"], entry["by"]) for entry in entries] == [("base_chat_n2", "recording"), ("base_chat_n2", "twin")]

@@ -9,10 +9,8 @@ from typing import Any
 
 from handler.fastdeploy.assemble import Assembler
 from handler.sse import FrameSplitter
-from tests import TRANSCRIPTS
-from tests.twins.replay.recordings import load
+from tests.twins.replay.recordings import RELEASES, json_object, load
 
-RELEASES = tuple(sorted(folder.name for folder in TRANSCRIPTS.iterdir() if folder.is_dir()))
 ROUTES = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -61,36 +59,10 @@ class Exchange:
 
 def _exchanges() -> Iterator[Exchange]:
     for release in RELEASES:
-        for recording in load(TRANSCRIPTS / release):
-            request = _json_object(recording.request.body)
-            if recording.request.path not in ROUTES or request is None:
-                continue
-            head, _, body = recording.raw.partition(b"\r\n\r\n")
-            status = int(head.split()[1]) if head else None
-            yield Exchange(
-                release=release,
-                case=recording.case,
-                path=recording.request.path,
-                request=request,
-                status=status,
-                body=_dechunked(body) if b"chunked" in head.lower() else body,
-            )
-
-
-def _json_object(body: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _dechunked(body: bytes) -> bytes:
-    whole = b""
-    while body:
-        size, _, rest = body.partition(b"\r\n")
-        whole, body = whole + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
-    return whole
+        for one in load(release):
+            request = json_object(one.request.body)
+            if one.request.path in ROUTES and request:
+                yield Exchange(release=release, case=one.case, path=one.request.path, request=request, status=one.status, body=one.body)
 
 
 EXCHANGES = list(_exchanges())

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from handler.errors import EngineDied, EngineRejected
 from handler.fastdeploy.assemble import DIFFERENCES, Assembler, as_stream, needs_whole
 from handler.job import CHAT, COMPLETIONS
-from tests.handler.fastdeploy.recorded import RELEASES, STREAMS, TWINS, Exchange, named
+from tests.handler.fastdeploy.recorded import STREAMS, TWINS, Exchange, named
 from tests.strategies import SETTINGS
+from tests.twins.replay.recordings import RELEASES
 
 # White space around thoughts: the parser qwen3 on a text with </think> and without <think>.
 SPACED = {f"{release}-{case}_stream" for release in RELEASES for case in ("b_think_implicit", "b_think_tool")}

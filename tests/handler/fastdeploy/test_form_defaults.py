@@ -11,7 +11,7 @@ from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.start import FastDeployEngine, Host, prepare
 from handler.settings import TABLE, read_settings
-from tests.handler.fastdeploy.test_laws import accepted
+from tests.handler.fastdeploy.test_flags import accepted
 
 FORM: Mapping[str, str] = {
     "MODEL": "baidu/ERNIE-4.5-0.3B-Paddle",

@@ -14,7 +14,8 @@ from handler.fastdeploy.repairs import RULES, Facts, Repairer, facts_of, with_us
 from handler.fastdeploy.rules import Rules
 from handler.job import CHAT, COMPLETIONS
 from handler.sse import data_of, is_done
-from tests.handler.fastdeploy.recorded import ANSWERED, RELEASES, STREAMS, WHOLE, Exchange, named
+from tests.handler.fastdeploy.recorded import ANSWERED, STREAMS, WHOLE, Exchange, named
+from tests.twins.replay.recordings import RELEASES
 
 DONE = b"data: [DONE]\n\n"
 

@@ -20,7 +20,7 @@ from handler.fastdeploy.flags import EXTRA_ARGS, RELEASES, flag_table
 from handler.fastdeploy.start import FastDeployEngine, Gpu, Host, check, prepare
 from handler.settings import read_settings
 from tests.handler.fastdeploy.stand_in import install
-from tests.handler.fastdeploy.test_laws import accepted
+from tests.handler.fastdeploy.test_flags import accepted
 from tests.strategies import SETTINGS
 
 ERNIE = {"num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 131072, "torch_dtype": "bfloat16"}

@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
 
 from tests.handler.faults.case import Row
-from tools.serve.job_server import JobServer
 
 ROWS = "faults"
-
-
-@pytest.fixture
-async def jobs() -> AsyncIterator[JobServer]:
-    async with JobServer() as server:
-        yield server
-    assert not server.problems, server.problems
 
 
 @pytest.fixture

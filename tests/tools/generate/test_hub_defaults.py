@@ -19,7 +19,7 @@ from handler.fastdeploy.start import Gpu, Host, prepare
 from handler.settings import read_settings
 from tests import DEMO, ROOT
 from tests.handler.fastdeploy.stand_in import install
-from tests.handler.fastdeploy.test_laws import accepted
+from tests.handler.fastdeploy.test_flags import accepted
 from tests.handler.worker_process import Worker, cpu_engine, replayed_engine
 from tests.tools.generate.injected import CHOICES, DEFAULTS, PRESETS, injected
 from tools.serve.job_server import JobServer

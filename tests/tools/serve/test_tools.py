@@ -9,17 +9,15 @@ from typing import Any
 import openai
 import pytest
 
-from tests import TRANSCRIPTS
 from tests.handler.test_transcripts import FLAGS, SERVED
 from tests.handler.worker_process import replayed_engine
 from tests.tools.serve.running import Twin
-
-RECORDED = TRANSCRIPTS / "2.3"
+from tests.twins.replay.recordings import json_object, named
 
 
 def asked(case: str) -> Any:
     """The body of a recorded request."""
-    return json.loads((RECORDED / f"{case}.txt").read_text().split("\n\n", 1)[1].split("\n##### ", 1)[0])
+    return json_object(named("2.3", case).request.body)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 Read in this order: `recordings` (what was recorded, and which recording answers a request), `wire` (HTTP bytes), `script` (one answer
 as steps, with pacing and faults), `synthetic` (endless tokens for benches), `seen` (what the server saw, for tests), `server` (sockets),
-`orphan` (the process that outlives it), `options` and `__main__` (flags, loading, exit codes); `child` starts it from a test. Where a
-recorded question is put in another form: `said` (what an answer says), `form` (a stream made of a whole answer), `twin` (which answers).
+`__main__` (flags, loading, exit codes, the process that outlives it); `child` starts it from a test. Where a recorded question is put in
+another form: `said` (what an answer says), `form` (a stream made of a whole answer), `twin` (which answers).
+
+`python -m tests.twins.replay show RELEASE [CASE]` prints recordings for a person.
 
 Not here: tokenising, templates, scheduling, limits on concurrency. An unrecorded request is an error, never a guess.
 """

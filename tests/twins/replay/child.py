@@ -47,7 +47,7 @@ class Child:
         return [int(line.rpartition(" ")[2]) for line in self.lines if "orphan pid " in line]
 
     async def exchange(self, request: bytes) -> bytes:
-        """Send raw bytes on a connection of its own and read until the server closes it."""
+        """Send raw bytes on a connection of its own and read until the server closes it, as the request must ask."""
         reader, writer = await asyncio.open_connection(HOST, self.port.result(0))
         writer.write(request)
         try:
@@ -67,7 +67,7 @@ class Child:
 
     async def seen(self, *, ended: int = 0) -> list[dict[str, Any]]:
         """What the server saw so far (see `seen.Entry`), once so many requests have ended."""
-        answer = await self.exchange(b"GET /__seen/ended/%d HTTP/1.1\r\n\r\n" % ended)
+        answer = await self.exchange(b"GET /__seen/ended/%d HTTP/1.1\r\nConnection: close\r\n\r\n" % ended)
         entries: list[dict[str, Any]] = json.loads(answer.partition(b"\r\n\r\n")[2])
         return entries
 

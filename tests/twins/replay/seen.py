@@ -43,7 +43,7 @@ class Entry:
         return cls(
             method=request.method,
             path=request.path,
-            headers=dict(request.headers),
+            headers={name.lower(): value for name, value in request.headers.items()},
             body=request.body.decode(errors="replace"),
             started=time.time(),
         )

@@ -29,14 +29,15 @@ _SHORTEST_TICK_S: Final = 0.001
 class Stream:
     """The frames of one streamed answer, the same for all requests of a length but for the id."""
 
-    def __init__(self, request: Request, most: int, *, rate: float) -> None:
-        """Make what `request` asks for, of at most `most` tokens, at `rate` tokens per second."""
+    def __init__(self, request: Request, most: int, *, rate: float, keeps: bool = False) -> None:
+        """Make what `request` asks for, of at most `most` tokens, at `rate` tokens per second; `keeps` is of the connection."""
         body = json_object(request.body)
         opening = frame(_role_event().encode()) if request.path == ROUTES[0] else b""
         usage = _wants_usage(body)
         self.rate = rate
         self.id = str(uuid4()).encode()
-        self.opening = stream_answer().head + opening.replace(_ID.encode(), self.id)
+        answer = stream_answer()
+        self.opening = (answer.kept() if keeps else answer).head + opening.replace(_ID.encode(), self.id)
         self.frames = _frames(request.path, _token_count(body, most), usage=usage)
         self.events = bool(opening) + len(self.frames) + usage + 2  # the last token is followed by finish_reason, usage and [DONE]
 

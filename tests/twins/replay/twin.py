@@ -35,12 +35,11 @@ class TwinLibrary(Library):
         recordings: Collection[Recording],
         *,
         setup: str,
-        ignored: Collection[str] = (),
         fallbacks: Collection[str] = (),
         served: str | None = None,
     ) -> None:
         """As `Library`; `served` is the name under which the model is served now, whatever it was when it was recorded."""
-        super().__init__(recordings, setup=setup, ignored=ignored, fallbacks=fallbacks)
+        super().__init__(recordings, setup=setup, fallbacks=fallbacks)
         self._names = {served, "default", None}
         self._forms = {path: form for path in (CHAT, "/v1/completions") if (form := _form(recordings, path))}
 
@@ -58,8 +57,8 @@ class TwinLibrary(Library):
         asked = question(body, known=body.get("model") in self._names)
         same = [one for one in self._own if one.request.path == request.path and not one.refused_key and _question_of(one) == asked]
         failures = [one for one in same if not said_recorded(one.raw)]
-        streams = [one for one in same if is_stream(one) and one not in failures]
-        wholes = [one for one in same if not is_stream(one) and one not in failures]
+        streams = [one for one in same if one.is_stream and one not in failures]
+        wholes = [one for one in same if not one.is_stream and one not in failures]
         wanted = (streams, wholes, failures) if body.get("stream") is True else (wholes, failures)
         found = next(filter(None, wanted), [])
         if not found:
@@ -76,7 +75,7 @@ class TwinLibrary(Library):
             return Miss(closest=found.case, differences=("recorded whole, and no stream of this route to take the form from",))
         body = json_object(request.body)
         n = body.get("n") or 1
-        if is_stream(found):
+        if found.is_stream:
             answer = split(found.raw)
             events = [event for event in events_of(answer.pieces) if event["choices"]]
         else:
@@ -101,18 +100,9 @@ def question(body: Json, *, known: bool) -> str:
     return canonical(rest)
 
 
-def is_stream(recording: Recording) -> bool:
-    """Whether the answer is a stream of events."""
-    return recording.raw.startswith(b"HTTP/1.1 200 ") and split(recording.raw).pieces[:1] != () and _body(recording).startswith(b"data: ")
-
-
 def whole_answer(recording: Recording) -> Json:
     """The JSON object of a whole answer."""
-    return json_object(_body(recording))
-
-
-def _body(recording: Recording) -> bytes:
-    return b"".join(split(recording.raw).pieces)
+    return json_object(recording.body)
 
 
 def _question_of(recording: Recording) -> str:
@@ -138,7 +128,7 @@ def wants_usage(body: Json) -> bool:
 def _usage_told(recordings: list[Recording]) -> Json | None:
     """The usage of a whole request, from a recording that tells it; a stream of several choices may tell one for each."""
     for one in recordings:
-        events = events_of(split(one.raw).pieces) if is_stream(one) else []
+        events = events_of(split(one.raw).pieces) if one.is_stream else []
         told: list[Json] = [event["usage"] for event in events if not event["choices"]] or [whole_answer(one).get("usage") or {}]
         if len(told) == 1 and told[0]:
             return told[0]
@@ -161,6 +151,6 @@ def _form(recordings: Collection[Recording], path: str) -> Form | None:
     for one in recordings:
         body = json_object(one.request.body)
         is_plain = not body.keys() - {"messages", "prompt", "stream", "stream_options"} and isinstance(body.get("prompt", ""), str)
-        if one.request.path == path and is_plain and body.get("stream_options") == {"include_usage": True} and is_stream(one):
+        if one.request.path == path and is_plain and body.get("stream_options") == {"include_usage": True} and one.is_stream:
             return Form.of(split(one.raw), chat=path == CHAT)
     return None

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from multidict import CIMultiDict
+
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -14,7 +16,7 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request; header names in lower case, `path` without its query."""
+    """One request; header names are found in any case, `path` is without its query."""
 
     method: str
     path: str
@@ -24,6 +26,12 @@ class Request:
     def with_body(self, body: bytes) -> "Request":
         """The same request with this body."""
         return replace(self, body=body)
+
+    @property
+    def wire(self) -> bytes:
+        """Its bytes as a client sends them."""
+        lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in self.headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,10 @@ class Answer:
     def framed(self, piece: bytes) -> bytes:
         """The bytes of one piece on the wire."""
         return frame(piece) if self.chunked else piece
+
+    def kept(self) -> "Answer":
+        """The same to a client that keeps the connection: every one recorded asked for its end, and was told of it."""
+        return replace(self, head=self.head.replace(b"Connection: close\r\n", b""))
 
     @property
     def end(self) -> bytes:
@@ -64,18 +76,19 @@ def parse_head(head: bytes) -> Request:
     words = first.split(" ")
     if len(words) != 3 or any(":" not in line for line in lines):
         raise BadRequest(f"not an HTTP/1.1 request head: {head[:80]!r}")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = CIMultiDict((name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines))
     return Request(method=words[0], path=words[1].partition("?")[0], headers=headers)
 
 
-async def read_request(reader: asyncio.StreamReader) -> Request:
+async def read_request(reader: asyncio.StreamReader, idle: float | None = None) -> Request:
     """Read one request with its whole body.
 
     Raises:
         BadRequest: it is not HTTP/1.1 as `parse_head` reads it.
         asyncio.IncompleteReadError: the client closed before the end.
+        asyncio.TimeoutError: it did not come within `idle` seconds.
     """
-    head = await reader.readuntil(b"\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), idle)
     request = parse_head(head[:-4])
     if request.headers.get("transfer-encoding", "").lower() == "chunked":
         return request.with_body(await _read_chunks(reader))
