@@ -32,6 +32,11 @@ lint: _tools
 types: _tools
     .venv/bin/mypy
 
+# Print modules and code lines of each package beside their budget
+[group('check')]
+size:
+    @{{python}} -m ci.size
+
 # Reformat the code
 [group('check')]
 format: _tools

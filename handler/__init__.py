@@ -1,28 +1,25 @@
-"""The worker: from the start of the container to the last byte of an answer, in ten steps.
+"""The worker: a RunPod job or an HTTP request in, whole frames out, on one event loop.
 
- 1. `__main__`    reads the environment once, has `early` start the engine's interpreter, and `compose` puts together what follows.
- 2. `settings`    turns variables and the baked file into frozen values, or lists every mistake; `unsupported` names what it cannot
-    honour.
- 3. `engines`     chooses the engine (`fastdeploy/`, or `cpu_engine`), if GPUs and variables allow it for any checkpoint;
-    `checkpoint.find` finds the weights: a directory, the image, a cache, a volume or a download.
- 4. `engines`     fits the engine to them, and has `fastdeploy/preflight` look whether they can run here at all;
-    `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`);
-    `departure`   ends it again when the worker is asked to leave before it serves.
- 5. `lifecycle`   says which state the worker is in and which moves are legal.
- 6. `serverless`  lets the RunPod SDK (`sdk`) take jobs once the engine has answered, by `taking` them without loss and by
-    `delivery` of what they give (`web` answers HTTP instead, within its `limits` and after a look at each `body`; `local` one job
-    from a file).
- 7. `job`         reads a job's input in any of its three shapes into one `Request`.
- 8. `proxy`       sends it to the engine, in the engine's `dialect`, and relays the answer; closing it aborts the engine's work.
- 9. `sse`, `batching`, `native`  cut the answer into whole frames, gather those that share a trip, and give the native shape.
-10. `metrics` counts and times, `ledger` notes how long the start took, and `health` shows both; `errors` holds the tree of errors and
-    the one mapping to OpenAI error objects.
+ 1. `__main__`    reads the environment once and has `prestart` start the engine's interpreter; `worker` is the program: settings, weights,
+    engine, one of three faces, one way out.
+ 2. `settings`    turns variables and the baked file into frozen values, or lists every mistake; `unsupported` names what cannot be
+    honoured.
+ 3. `engines`     chooses the engine (`fastdeploy/`, or `cpu`), if GPUs and variables allow it, and fits it to the checkpoint that
+    `checkpoint.find` found.
+ 4. `engine`      owns the engine's process: started, proved ready, watched, ended with its whole family (`processes`, `logs`).
+ 5. `lifecycle`   says which state the worker is in and which moves are legal; `shutdown` turns TERM and INT into one event.
+ 6. `job_queue`   takes jobs once the engine has answered and answers them in slots; `job_api` is RunPod's worker protocol. `sdk_loop` is
+    the SDK's own loop, for emergencies. `web` answers HTTP instead, within the limits of its `gate`; `local` answers one job from a file.
+ 7. `job`         reads a job's input in any of its three shapes into one `Request`, and gives the native shape back (`native`).
+ 8. `proxy`       sends it to the engine over `http1`, in the `exchange` that the engine makes of it, and relays the answer; leaving it
+    aborts the engine's work.
+ 9. `sse`, `batching`  cut the answer into whole frames, and gather what shares a trip.
+10. `metrics`     counts what the `observer` sees; `errors` holds the tree of errors and the one mapping to OpenAI's; `json_text` makes JSON
+    safe in both directions.
 
-`cpu_engine` is a program of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
-
-Imports point upwards in this order; a file may import those before it: early, errors, unsupported, settings, job, sse, batching, native,
-dialect, logs, processes, launch, lifecycle, departure, ledger, fastdeploy, engine, engines,
-proxy, metrics, health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
+Imports point upwards in this order; a file may import those before it: prestart, errors, unsupported, settings, json_text, job, sse,
+batching, native, exchange, http1, logs, processes, lifecycle, shutdown, cpu, observer, engine, fastdeploy, engines, proxy, metrics,
+job_api, job_queue, sdk_loop, gate, web, local, worker, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).
 """

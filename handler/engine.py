@@ -1,32 +1,33 @@
-"""The engine server as a child process: proved ready, watched for its whole life, started again, and ended with all its descendants.
+"""The engine's server as a child process: started, proved ready, watched for its whole life, and ended with all its descendants.
 
-launch.py has started it already. `supervised` watches it on an event loop of its own, in a thread, because the RunPod SDK owns the main
-thread's loop and the engine's life must not depend on it.
+`Engine` is the one owner of that process, on the worker's one event loop, and `_end` the one way to end it. How a kind of engine is
+started and spoken to is an `EngineKind`: `CpuEngine` in cpu.py, `FastDeployEngine` in fastdeploy/start.py. The worker never imports an
+engine: it talks HTTP to a port on loopback.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
+import shlex
 import signal
+import socket
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
-import anyio.from_thread
-
-from handler.dialect import Exchange
-from handler.errors import EngineDied, EngineFailedToStart
-from handler.job import Request
-from handler.launch import Child, Launcher
+from handler.errors import EngineDied, EngineFailedToStart, InvalidSettings
+from handler.exchange import Exchange
+from handler.http1 import Broken, Client, Target
+from handler.job import COMPLETIONS, Request
 from handler.lifecycle import Event, Lifecycle, State
 from handler.logs import Tail
+from handler.prestart import Prestarted, engine_environment, new_mark, start_process
 from handler.processes import Family, Work
 from handler.settings import EngineSettings
 
-__all__ = ["EngineProcess", "SupervisedEngine", "supervised"]
+__all__ = ["Engine", "EngineKind", "free_ports"]
 
 log = logging.getLogger(__name__)
 output = logging.getLogger("engine")
@@ -52,38 +53,115 @@ _LAST_WORDS = 0.5
 _POLL = 0.02
 """Seconds between two questions whether the engine is ready; an open port answers within a millisecond."""
 
+# A stream, because FastDeploy's whole answers are empty with some reasoning parsers.
+_QUESTION = b'{"prompt": "Hello", "max_tokens": 1, "stream": true}'
+_QUESTION_TIMEOUT = 600.0
+"""Seconds for the first answer, which may compile kernels; the start's own limits are checked beside it."""
 
-class EngineProcess:
-    """One engine, as an async context manager: entering watches over its first start, leaving ends it and all it started.
 
-    `url` is where it answers. `death` gets an EngineDied as its result when the engine ends unasked; it is a concurrent future, since
-    whoever relays requests may run on another loop.
+class EngineKind(Protocol):
+    """How one kind of engine is started and spoken to."""
+
+    @property
+    def name(self) -> str:
+        """What logs and errors call it."""
+
+    def command(self, port: int) -> list[str]:
+        """Return the argv that serves on 127.0.0.1:`port`."""
+
+    def variables(self) -> dict[str, str]:
+        """Return what the engine's environment needs beside the worker's own."""
+
+    def exchange(self, request: Request) -> Exchange:
+        """Return how to put a request to it; raises InvalidJob for one that it must not see."""
+
+    def log_files(self) -> Tail | None:
+        """Return the log files to follow beside its output, or None."""
+
+    def explain(self, lines: Iterable[str]) -> str | None:
+        """Return the cause of a failure that its last lines show, with what to do about it, or None."""
+
+    def clear(self) -> None:
+        """Remove what its processes left behind; called when none of them lives."""
+
+
+class Engine:
+    """One engine, as an async context manager: entering starts its process, leaving ends it and everything that it started.
+
+    `url` is where it answers, and may change until `ready` returns. `died` gets an EngineDied when the engine ends unasked after that.
     """
 
-    def __init__(self, launcher: Launcher, first: Child, settings: EngineSettings, lifecycle: Lifecycle) -> None:
-        self._launcher, self._first, self._settings, self._lifecycle = launcher, first, settings, lifecycle
-        self._engine, self.url = launcher.engine, launcher.url
-        self.exchange = self._engine.exchange
-        self.death: concurrent.futures.Future[EngineDied] = concurrent.futures.Future()
+    def __init__(
+        self,
+        kind: EngineKind,
+        environment: Mapping[str, str],
+        settings: EngineSettings,
+        lifecycle: Lifecycle,
+        prestarted: Prestarted | None = None,
+    ) -> None:
+        self._kind, self._settings, self._lifecycle, self._prestarted = kind, settings, lifecycle, prestarted
+        self._environment = engine_environment(environment) | kind.variables()
+        self.exchange = kind.exchange
+        self.url = ""
+        self.starts = 0
+        self.when_ready: Callable[[], None] = lambda: None
+        """Called once, at the first answer."""
         self._verdict = ""
-        self._stopping = False
+        self._ending = False
 
-    async def __aenter__(self) -> EngineProcess:
-        self._attend(self._first)
+    async def __aenter__(self) -> Engine:
+        self.died: asyncio.Future[EngineDied] = asyncio.get_running_loop().create_future()
+        self._start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._lifecycle.report(Event.TERM)
-        with anyio.CancelScope(shield=True):
-            await self._stop()
+        await self._end()
         self._lifecycle.report(Event.ENDED)
+
+    def _start(self) -> None:
+        """Start the process; it leads a session of its own, and ends with this one.
+
+        Raises:
+            InvalidSettings: its interpreter cannot be run.
+        """
+        [port] = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        tail = self._kind.log_files()
+        if tail:
+            tail.skip()
+        argv = self._kind.command(port)
+        self.starts += 1
+        log.info("starting the %s engine: %s", self._kind.name, shlex.join(argv))
+        if self._prestarted and self._prestarted.hand_over(argv, self._environment):
+            self._process, mark = self._prestarted.process, self._prestarted.mark
+        else:
+            mark = new_mark()
+            try:
+                self._process = start_process(argv, self._environment, mark)
+            except OSError as error:
+                raise InvalidSettings([f"ENGINE_PYTHON: got {argv[0]!r}, which cannot be run ({error.strerror})"]) from None
+        self._family = Family(pid=self._process.pid, mark=mark)
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._heard, self._ending = 0, False
+        self._listening = {asyncio.create_task(self._relay_output()), asyncio.create_task(self._follow_logs(tail))}
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _end(self) -> None:
+        """TERM, wait, KILL, reap: the first process and everything that it started; then clear what they left."""
+        self._ending = True
+        if self._process.poll() is None:
+            self._process.terminate()
+            await asyncio.wait({self._watching}, timeout=self._settings.stop_timeout)
+        await asyncio.to_thread(self._family.kill)
+        await self._watching
+        self._kind.clear()
 
     async def ready(self) -> None:
         """Wait until the engine has given a real answer, starting it again after an unexplained failure as often as is allowed.
 
         Raises:
-            EngineFailedToStart: with the cause and the engine's last lines, when it ended, stood still, or took too long; also when the
-                worker was asked to stop before.
+            EngineFailedToStart: with the cause and the engine's last lines, when it ended, stood still, or took too long.
         """
         deadline = asyncio.get_running_loop().time() + self._settings.startup_timeout
         for left in reversed(range(self._settings.restarts + 1)):
@@ -92,96 +170,70 @@ class EngineProcess:
             except EngineFailedToStart as error:
                 # A cause that was recognised would only come again, and cost the same time.
                 late = asyncio.get_running_loop().time() >= deadline
-                again = left and not late and not self._engine.explain(self._last)
-                if again and self._is_wanted():
-                    log.warning("%s\nstarting it again (ENGINE_RESTARTS)", error)
-                    await self._stop()
-                if not self._is_wanted():
-                    raise
-                if not again:
+                if not left or late or self._kind.explain(self._last):
                     self._lifecycle.report(Event.ENGINE_DIED)
                     raise
-                self._attend(self._launcher.start())
+                log.warning("%s\nstarting it again (ENGINE_RESTARTS)", error)
+                await self._end()
+                self._start()
             else:
                 self._lifecycle.report(Event.ENGINE_READY)
+                self.when_ready()
                 return
 
     def condemn(self, reason: str) -> None:
-        """End an engine that is alive but of no use; its death is then news with this reason. May be called from any thread."""
+        """End an engine that is alive but of no use; its death is then news with this reason, such as "stood still"."""
         self._verdict = self._verdict or reason
         self._process.kill()
-
-    def _is_wanted(self) -> bool:
-        """Whether the worker still waits for the engine: it may be asked to stop at any time, also between two starts."""
-        return self._lifecycle.state is State.STARTING
-
-    def _attend(self, child: Child) -> None:
-        """Follow one start of the engine."""
-        child.watched = True
-        self._stopping, self._process = False, child.process
-        self._family = Family(pid=child.process.pid, mark=child.mark)
-        self._last: deque[str] = deque(maxlen=LAST_LINES)
-        self._heard = 0
-        self._relay = asyncio.create_task(self._relay_output())
-        self._follow = asyncio.create_task(self._follow_logs(child.tail))
-        self._watch = asyncio.create_task(self._watch_exit())
-
-    async def _stop(self) -> None:
-        """TERM, wait, KILL, reap: the first process and everything that it started."""
-        self._stopping = True
-        if self._process.poll() is None:
-            self._process.terminate()
-            await asyncio.wait({self._watch}, timeout=self._settings.stop_timeout)
-        await asyncio.to_thread(self._family.kill)
-        await self._watch
-        await self._last_words()
-        self._engine.clear()
 
     async def _first_answer(self, deadline: float) -> None:
         """Return once the engine has answered; raise when it ends, stands still for the stall time, or the deadline is over."""
         loop, asked = asyncio.get_running_loop(), asyncio.create_task(self._ask_until_answered())
         heard, work, moved = 0, Work(cpu=0, read=0), loop.time()
         try:
-            while not asked.done() and not self._watch.done():
+            while not asked.done() and not self._watching.done():
                 now = loop.time()
-                if not self._is_wanted():
-                    raise self._failed("was asked to stop before it was ready")
                 if now >= deadline:
                     raise self._failed(f"was not ready within {self._settings.startup_timeout:g} s (ENGINE_STARTUP_TIMEOUT)")
                 if now - moved > self._settings.startup_stall_timeout:
                     limit = f"{self._settings.startup_stall_timeout:g} s (ENGINE_STARTUP_STALL_TIMEOUT)"
                     raise self._failed(f"stood still for {limit}: it wrote nothing, read nothing and computed nothing")
                 step = min(_LOOK, deadline - now)
-                await asyncio.wait({asked, self._watch}, timeout=step, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({asked, self._watching}, timeout=step, return_when=asyncio.FIRST_COMPLETED)
                 before, work = work, await asyncio.to_thread(self._family.work)
                 if self._heard > heard or work.read > before.read or work.cpu - before.cpu > _IDLE * step:
                     heard, moved = self._heard, loop.time()
         finally:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
-        # Nothing is awaited between this and the report that it is ready: from then on its end is told by who watches it.
-        if self._watch.done():
+        # Nothing is awaited between this and the report that it is ready: from then on `_watch` reports its end.
+        if self._watching.done():
             raise self._failed(f"{self._exit()} before it was ready")
         asked.result()
 
     async def _ask_until_answered(self) -> None:
         """Return once /health says 200 and one token has been generated: a server that listens is not yet an engine that answers."""
-        import aiohttp  # takes 0.2 s, which the engine uses
-
-        # A stream, because FastDeploy's whole answers are empty with some reasoning parsers.
-        question = {"prompt": "Hello", "max_tokens": 1, "stream": True}
-        async with aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=None, sock_connect=1)) as session:
+        client = Client(Target.parse(self.url), idle=0, headers={"Content-Type": "application/json"})
+        try:
             while True:
                 healthy = False
-                with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
-                    async with session.get("/health") as health:
-                        healthy = health.status == 200
+                with contextlib.suppress(Broken, asyncio.TimeoutError):
+                    healthy = (await self._ask(client, "GET", "/health", b""))[0] == 200
                     if healthy:
-                        async with session.post("/v1/completions", json=question) as answer:
-                            # A model for embeddings has no completions, and says so.
-                            if 400 <= answer.status < 500 or b'"choices":[{' in await answer.read():
-                                return
+                        status, answer = await self._ask(client, "POST", COMPLETIONS, _QUESTION)
+                        # A model for embeddings has no completions, and says so.
+                        if 400 <= status < 500 or b'"choices":[{' in answer:
+                            return
                 await asyncio.sleep(_LOOK if healthy else _POLL)  # questions that it answers badly would count as work
+        finally:
+            client.close()
+
+    async def _ask(self, client: Client, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        answer = await client.send(method, path, body, timeout=_QUESTION_TIMEOUT)
+        try:
+            return answer.status, await answer.all()
+        finally:
+            answer.close()
 
     async def _relay_output(self) -> None:
         """Log the engine's output line by line, and keep the last lines for errors."""
@@ -215,25 +267,24 @@ class EngineProcess:
         self._last.append(line)
         output.info("%s", line)
 
-    async def _watch_exit(self) -> None:
+    async def _watch(self) -> None:
         """Wait for the engine's end, whatever it is; unasked, any exit code is a failure (FastDeploy ends with 0 after a crash)."""
         await asyncio.to_thread(self._process.wait)
         await self._last_words()
-        if self._stopping or self._lifecycle.state is State.STARTING:
-            return  # asked for, or told by `ready`
+        if self._ending or self._lifecycle.state is State.STARTING:
+            return  # asked for, or reported by `ready`
         self._lifecycle.report(Event.ENGINE_DIED)
-        died = EngineDied(f"the {self._engine.name} engine {self._verdict or self._exit()} while it was needed")
+        died = EngineDied(f"the {self._kind.name} engine {self._verdict or self._exit()} while it was needed")
         log.error("%s", self._story(str(died)))
-        self.death.set_result(died)
+        self.died.set_result(died)
         await asyncio.to_thread(self._family.kill)  # what it started may live on, hold the GPU's memory and even answer /health
 
     async def _last_words(self) -> None:
         """Give the output and the logs of an engine that has ended a moment to arrive, then stop listening."""
-        listening = {self._relay, self._follow}
-        await asyncio.wait(listening, timeout=_LAST_WORDS)
-        for task in listening:
+        await asyncio.wait(self._listening, timeout=_LAST_WORDS)
+        for task in self._listening:
             task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
+        await asyncio.gather(*self._listening, return_exceptions=True)
 
     def _exit(self) -> str:
         code = self._process.returncode
@@ -242,37 +293,22 @@ class EngineProcess:
         return f"ended with exit code {code}"
 
     def _failed(self, how: str) -> EngineFailedToStart:
-        return EngineFailedToStart(self._story(f"the {self._engine.name} engine {how}"))
+        return EngineFailedToStart(self._story(f"the {self._kind.name} engine {how}"))
 
     def _story(self, what: str) -> str:
         """Return what happened, why if that is known, and the engine's last lines."""
-        cause = self._engine.explain(self._last)
+        cause = self._kind.explain(self._last)
         lines = "\n".join(f"    {line}" for line in list(self._last)[-SHOWN_LINES:])
         because = f": {cause}" if cause else ""
         return f"{what}{because}; its last lines:\n{lines}" if lines else f"{what}{because}; it printed nothing"
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisedEngine:
-    """A started engine, as the threads that relay requests see it."""
-
-    url: str
-    death: concurrent.futures.Future[EngineDied]
-    wait_ready: Callable[[], None]
-    """Block until the engine has answered; raises EngineFailedToStart."""
-    condemn: Callable[[str], None]
-    """End an engine that is of no use any more; the words say what it did: "stood still"."""
-    exchange: Callable[[Request], Exchange]
-    """How a request is put to it."""
-
-
-@contextlib.contextmanager
-def supervised(process: EngineProcess, when_ready: Callable[[], object] = lambda: None) -> Iterator[SupervisedEngine]:
-    """Run an engine process on an event loop in a thread of its own, from entering until leaving; `when_ready` follows its first answer."""
-
-    def wait_ready() -> None:
-        portal.call(process.ready)
-        when_ready()
-
-    with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(process):
-        yield SupervisedEngine(process.url, process.death, wait_ready, process.condemn, process.exchange)
+def free_ports(count: int) -> list[int]:
+    """Return so many different ports of 127.0.0.1 that nothing listens on at the moment."""
+    with contextlib.ExitStack() as probes:
+        found = []
+        for _ in range(count):
+            probe = probes.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            found.append(int(probe.getsockname()[1]))
+        return found

@@ -12,20 +12,21 @@ from typing import Any, TypeAlias
 
 from checkpoint.find import Weights
 from checkpoint.unavailable import ModelUnavailable
+from handler.cpu import CpuEngine
+from handler.engine import EngineKind, free_ports
 from handler.errors import EngineFailedToStart, InvalidSettings
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.gpus import Gpu as ListedGpu
 from handler.fastdeploy.gpus import image_findings, list_gpus, parse_architectures
 from handler.fastdeploy.installed import installed_version
 from handler.fastdeploy.start import FastDeployEngine, Gpu, Host, check, prepare
-from handler.launch import CpuEngine, Engine, free_ports
 from handler.settings import Settings
 
 __all__ = ["Fit", "choose_engine", "has_fastdeploy"]
 
 log = logging.getLogger(__name__)
 
-Fit: TypeAlias = Callable[[Weights], tuple[Engine, Callable[[], None]]]
+Fit: TypeAlias = Callable[[Weights], tuple[EngineKind, Callable[[], None]]]
 """Makes the engine for the weights that were found, with the look at whether it can run here."""
 
 
@@ -55,7 +56,7 @@ def choose_engine(settings: Settings) -> Fit:
     return functools.partial(_cpu, settings)
 
 
-def _cpu(settings: Settings, weights: Weights) -> tuple[Engine, Callable[[], None]]:
+def _cpu(settings: Settings, weights: Weights) -> tuple[EngineKind, Callable[[], None]]:
     if weights.directory is None:
         raise ModelUnavailable(f"MODEL_SOURCE={settings.model.origin}: the CPU engine downloads nothing, expected huggingface")
     return CpuEngine(model=weights.directory, served_name=settings.model.served_name, settings=settings.engine), lambda: None
@@ -76,7 +77,7 @@ def _fastdeploy(settings: Settings) -> Fit:
     if problems:
         raise EngineFailedToStart("\n".join(problems))
 
-    def fit(weights: Weights) -> tuple[Engine, Callable[[], None]]:
+    def fit(weights: Weights) -> tuple[EngineKind, Callable[[], None]]:
         config = _config(weights.directory) if weights.directory else {}
         texts = {**settings.texts, **weights.variables}
         engine = prepare(settings, weights.model, config, host=host, texts=texts, release=release)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from handler.errors import InvalidJob
+from handler.json_text import kind_of, not_finite, shown
 from handler.settings import BatchLimits
 
 __all__ = ["CHAT", "COMPLETIONS", "ROUTES", "Request", "methods_of", "parse_test_job", "read_job", "read_test_job"]
@@ -82,7 +82,7 @@ class Request:
     body: dict[str, Any] | None = None
     stream: bool = False
     native: bool = False
-    batch: BatchLimits
+    batch: BatchLimits | None = None
 
 
 def read_job(job_input: object, defaults: BatchLimits) -> Request:
@@ -92,7 +92,7 @@ def read_job(job_input: object, defaults: BatchLimits) -> Request:
         InvalidJob: naming the field, what it holds and what was expected.
     """
     if not isinstance(job_input, dict):
-        raise InvalidJob(f"input: got {_kind(job_input)}, expected an object", param="input")
+        raise InvalidJob(f"input: got {kind_of(job_input)}, expected an object", param="input")
     given = {name: value for name, value in job_input.items() if value is not None}
     batch = _batch(given, defaults)
     if "openai_route" in given:
@@ -134,7 +134,7 @@ def parse_test_job(text: str, source: str) -> dict[str, Any]:
     return {"id": "local", **job}
 
 
-def _openai(given: Mapping[str, Any], batch: BatchLimits) -> Request:
+def _openai(given: Mapping[str, Any], batch: BatchLimits | None) -> Request:
     path, query = _route(given["openai_route"], "openai_route")
     body = _object(given.get("openai_input", {}), "openai_input")
     if path in _POST_ROUTES:
@@ -146,12 +146,12 @@ def _openai(given: Mapping[str, Any], batch: BatchLimits) -> Request:
     return _post(path, query, body, batch)
 
 
-def _generic(given: Mapping[str, Any], batch: BatchLimits) -> Request:
+def _generic(given: Mapping[str, Any], batch: BatchLimits | None) -> Request:
     path, query = _route(given["route"], "route")
     body = None if given.get("body") is None else _object(given["body"], "body")
     method = given.get("method", "GET" if body is None else "POST")
     if not isinstance(method, str) or method.upper() not in _METHODS:
-        raise InvalidJob(f"method: got {_shown(method)}, expected one of {', '.join(_METHODS)}", param="method")
+        raise InvalidJob(f"method: got {shown(method)}, expected one of {', '.join(_METHODS)}", param="method")
     method = method.upper()
     if method in {"GET", "HEAD", "OPTIONS", "DELETE"}:
         if body:
@@ -163,7 +163,7 @@ def _generic(given: Mapping[str, Any], batch: BatchLimits) -> Request:
 def _check_route(request: Request, field: str) -> None:
     methods = methods_of(request.path)
     if not methods:
-        message = f"{field}: {_shown(request.path)} is no route that is let through to the engine, expected one of {', '.join(ROUTES)}"
+        message = f"{field}: {shown(request.path)} is no route that is let through to the engine, expected one of {', '.join(ROUTES)}"
         raise InvalidJob(message, param=field, code="unknown_route", status=404)
     if request.method not in methods:
         message = f"method: got {request.method}, expected {' or '.join(methods)} for {request.path}"
@@ -172,14 +172,14 @@ def _check_route(request: Request, field: str) -> None:
         raise InvalidJob(f"stream: got true, expected false or nothing: {request.path} does not stream", param="stream")
 
 
-def _post(path: str, query: str, body: dict[str, Any], batch: BatchLimits) -> Request:
+def _post(path: str, query: str, body: dict[str, Any], batch: BatchLimits | None) -> Request:
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
-        raise InvalidJob(f"stream: got {_shown(stream)}, expected true or false", param="stream")
+        raise InvalidJob(f"stream: got {shown(stream)}, expected true or false", param="stream")
     return Request(method="POST", path=path, query=query, body=body, stream=bool(stream), batch=batch)
 
 
-def _native(given: Mapping[str, Any], batch: BatchLimits) -> Request:
+def _native(given: Mapping[str, Any], batch: BatchLimits | None) -> Request:
     for name in given:
         if name not in _NATIVE:
             near = difflib.get_close_matches(name, _NATIVE, n=1)
@@ -188,7 +188,7 @@ def _native(given: Mapping[str, Any], batch: BatchLimits) -> Request:
     switches = {name: given.get(name, False) for name in _SWITCHES}
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise InvalidJob(f"{name}: got {_shown(value)}, expected true or false", param=name)
+            raise InvalidJob(f"{name}: got {shown(value)}, expected true or false", param=name)
 
     body = _sampling({name: value for name, value in given.items() if name in _SAMPLING})
     body |= _sampling(_object(given.get("sampling_params", {}), "sampling_params"))
@@ -221,16 +221,16 @@ def _prompt(given: Mapping[str, Any], body: dict[str, Any], *, chat: bool) -> st
     name, value = names[0], given[names[0]]
     if name == "messages":
         if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-            raise InvalidJob(f"messages: got {_shown(value)}, expected a list of message objects, at least one", param="messages")
+            raise InvalidJob(f"messages: got {shown(value)}, expected a list of message objects, at least one", param="messages")
         body["messages"] = value
         return CHAT
     if chat:
         if not isinstance(value, str):
-            raise InvalidJob(f"{name}: got {_kind(value)}, expected a text when apply_chat_template is true", param=name)
+            raise InvalidJob(f"{name}: got {kind_of(value)}, expected a text when apply_chat_template is true", param=name)
         body["messages"] = [{"role": "user", "content": value}]
         return CHAT
     if not isinstance(value, (str, list)) or not value:
-        raise InvalidJob(f"{name}: got {_shown(value)}, expected a text, a list of texts or token ids, not empty", param=name)
+        raise InvalidJob(f"{name}: got {shown(value)}, expected a text, a list of texts or token ids, not empty", param=name)
     body["prompt"] = value
     return COMPLETIONS
 
@@ -238,9 +238,9 @@ def _prompt(given: Mapping[str, Any], body: dict[str, Any], *, chat: bool) -> st
 def _route(value: object, field: str) -> tuple[str, str]:
     """Return path and query of a route, without a leading `/openai`, without a trailing slash."""
     if not isinstance(value, str) or not value.strip():
-        raise InvalidJob(f"{field}: got {_shown(value)}, expected a path such as /v1/chat/completions", param=field)
+        raise InvalidJob(f"{field}: got {shown(value)}, expected a path such as /v1/chat/completions", param=field)
     if not value.isascii() or " " in value.strip():
-        message = f"{field}: got {_shown(value)}, expected a path without blanks, characters others than ASCII percent-encoded"
+        message = f"{field}: got {shown(value)}, expected a path without blanks, characters others than ASCII percent-encoded"
         raise InvalidJob(message, param=field)
     path, _, query = value.strip().partition("?")
     path = "/" + path.strip("/")
@@ -248,12 +248,16 @@ def _route(value: object, field: str) -> tuple[str, str]:
         path = path.removeprefix("/openai")
     parts = unquote(path).split("/")
     if ".." in parts or "" in parts[1:] or not value.isprintable() or "#" in value or "\\" in value:
-        raise InvalidJob(f"{field}: got {_shown(value)}, expected a plain path such as /v1/chat/completions", param=field)
+        raise InvalidJob(f"{field}: got {shown(value)}, expected a plain path such as /v1/chat/completions", param=field)
     return path, query
 
 
-def _batch(given: Mapping[str, Any], defaults: BatchLimits) -> BatchLimits:
-    """Return the batch bounds of this request: its own where given, else the deployment's, kept in order."""
+def _batch(given: Mapping[str, Any], deployment: BatchLimits) -> BatchLimits | None:
+    """Return the bounds on this request's pieces: its own where given, else the deployment's, kept in order; None for none."""
+    defaults = deployment.filled()
+    if not any(name in given for name in _BATCHING):
+        return defaults
+    defaults = defaults or BatchLimits(maximum=50, minimum=1, growth=3.0)
     most = _number(given, "max_batch_size", defaults.maximum, whole=True)
     least = _number(given, "min_batch_size", min(defaults.minimum, most), whole=True)
     if least > most:
@@ -270,13 +274,13 @@ def _number(given: Mapping[str, Any], name: str, default: float, *, whole: bool)
         isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= MAX_BATCH and (not whole or value == int(value))
     )
     if not right:
-        raise InvalidJob(f"{name}: got {_shown(value)}, expected a {'whole ' if whole else ''}number from 1 to {MAX_BATCH}", param=name)
+        raise InvalidJob(f"{name}: got {shown(value)}, expected a {'whole ' if whole else ''}number from 1 to {MAX_BATCH}", param=name)
     return float(value)
 
 
 def _object(value: object, field: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidJob(f"{field}: got {_kind(value)}, expected an object", param=field)
+        raise InvalidJob(f"{field}: got {kind_of(value)}, expected an object", param=field)
     return value
 
 
@@ -285,43 +289,5 @@ def _check_json(body: object) -> None:
     try:
         json.dumps(body, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
-        field = "input" if isinstance(error, RecursionError) else _not_finite(body)
+        field = "input" if isinstance(error, RecursionError) else not_finite(body)
         raise InvalidJob(f"{field}: cannot be sent to the engine as JSON ({error})", param=field) from None
-
-
-def _not_finite(body: object) -> str:
-    """Return the name of the first field that holds NaN or an infinity, such as `messages[0].weight`, or `input`."""
-    path: list[str] = []
-    levels = [_items(body)]
-    while levels:
-        for name, value in levels[-1]:
-            if isinstance(value, float) and not math.isfinite(value):
-                return "".join((*path, name)).lstrip(".")
-            if isinstance(value, (dict, list)):
-                path.append(name)
-                levels.append(_items(value))
-                break
-        else:
-            levels.pop()
-            del path[-1:]
-    return "input"
-
-
-def _items(value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        return ((f".{key}", item) for key, item in value.items())
-    return ((f"[{index}]", item) for index, item in enumerate(value if isinstance(value, list) else ()))
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number", type(None): "nothing"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _shown(value: object) -> str:
-    """Return a value as its caller wrote it, in JSON, or its kind where that is too long or JSON has no form for it."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (ValueError, TypeError, RecursionError):
-        return _kind(value)
-    return text if len(text) <= 80 else f"{_kind(value)} of {len(text)} characters"

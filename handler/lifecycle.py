@@ -9,19 +9,23 @@
 2. Jobs are taken in READY and in no other state.
 3. A job that was taken is finished in READY and DRAINING; in DEAD it ends with the engine's error.
 4. DEAD wins: whoever drains when the engine dies was not stopped in order, and the process says so with its exit code.
-5. The table knows nothing of processes, signals or jobs. Whoever sees something happen reports the event; a move that is missing from the
-   table is a mistake in the caller and raises, except that news which come late (a second TERM, a death after the end) change nothing.
+5. The table knows nothing of processes, signals or jobs: who sees something happen reports the event. A move that is missing from the
+   table is a mistake in the caller and raises, except that late news (a second TERM, a death after the end) changes nothing.
 
-`Lifecycle` holds the one current state. Events come from two threads (the engine's supervisor and the one that owns the signals),
-hence the lock.
+`ColdStart` notes how long the way to READY took.
 """
 
 from __future__ import annotations
 
 import enum
-import threading
+import logging
+import os
+import time
+from pathlib import Path
 
-__all__ = ["MOVES", "Event", "IllegalMove", "Lifecycle", "State"]
+__all__ = ["MOVES", "ColdStart", "Event", "IllegalMove", "Lifecycle", "State"]
+
+log = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
@@ -69,12 +73,11 @@ class IllegalMove(RuntimeError):
 
 
 class Lifecycle:
-    """The worker's current state."""
+    """The worker's current state, and how its start went."""
 
     def __init__(self) -> None:
-        self._state, self._lock = State.STARTING, threading.Lock()
-        self.asked_to_leave = False
-        """Set by a signal while the worker starts; Python drops what a signal raises in some places, so whoever takes over looks here."""
+        self._state = State.STARTING
+        self.cold_start = ColdStart()
 
     @property
     def state(self) -> State:
@@ -87,9 +90,38 @@ class Lifecycle:
         Raises:
             IllegalMove: when the table has no such move.
         """
-        with self._lock:
-            try:
-                self._state = MOVES[self._state][event]
-            except KeyError:
-                raise IllegalMove(f"{event.name} ({event.value}) cannot happen to a worker that is {self._state.name}") from None
-            return self._state
+        try:
+            self._state = MOVES[self._state][event]
+        except KeyError:
+            raise IllegalMove(f"{event.name} ({event.value}) cannot happen to a worker that is {self._state.name}") from None
+        return self._state
+
+
+class ColdStart:
+    """When each phase of the start was over, counted from the start of the process."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic() - _age()
+        self._phases: dict[str, float] = {}
+
+    def note(self, phase: str) -> None:
+        """Note that a phase is over now."""
+        self._phases[phase] = time.monotonic() - self._started
+
+    def phases(self) -> dict[str, float]:
+        """Return the seconds from the start of the process to the end of each phase so far."""
+        return dict(self._phases)
+
+    def show(self) -> None:
+        """Log all that was noted, in seconds since the process was started."""
+        log.info("cold start: %s", ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self._phases.items()))
+
+
+def _age() -> float:
+    """Return for how many seconds this process has been running; 0 where the kernel does not tell (other than Linux)."""
+    try:
+        # Field 22: start time in clock ticks since boot; the second field, a name in brackets, may hold spaces.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

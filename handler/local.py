@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -10,11 +9,11 @@ import sys
 import time
 from typing import Any
 
-from handler.engine import SupervisedEngine
+from handler.engine import Engine
+from handler.job_queue import Handler
 from handler.proxy import Proxy
-from handler.serverless import Handler
 from handler.settings import Settings
-from handler.sse import FrameSplitter, data_of, is_done
+from handler.sse import data_of, frames_of, is_done
 
 __all__ = ["answer_once"]
 
@@ -22,13 +21,9 @@ _SSE = re.compile(r"(?:data|event|id|retry)?:")
 """How a piece of a stream begins, which is made of whole frames; any other text is an answer as it is, such as the engine's metrics."""
 
 
-def answer_once(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:
+async def answer_once(engine: Engine, settings: Settings, job: dict[str, Any]) -> bool:
     """Print the answer to one job as it comes, then a line of figures; return whether it succeeded."""
-    engine.wait_ready()
-    return asyncio.run(_answer(engine, settings, job))
-
-
-async def _answer(engine: SupervisedEngine, settings: Settings, job: dict[str, Any]) -> bool:
+    await engine.ready()
     started, printer = time.perf_counter(), _Printer()
     async with Proxy(engine, settings.limits) as proxy:
         pieces = Handler(proxy, settings).answer(job)
@@ -46,7 +41,6 @@ class _Printer:
     """Shows what pieces say, whatever their shape, and counts."""
 
     def __init__(self) -> None:
-        self._splitter = FrameSplitter()
         self._prompt_tokens: int | None = None
         self._output_tokens: int | None = None
         self._first: float | None = None
@@ -68,7 +62,7 @@ class _Printer:
             print(piece, end="")
             return []
         if isinstance(piece, str):
-            return [json.loads(data_of(frame) or b"{}") for frame in self._splitter.feed(piece.encode()) if not is_done(frame)]
+            return [json.loads(data_of(frame) or b"{}") for frame in frames_of(piece.encode()) if not is_done(frame)]
         if isinstance(piece, dict) and "choices" in piece:
             return [piece]
         print(json.dumps(piece, ensure_ascii=False, indent=2), end="")

@@ -1,9 +1,8 @@
 """What the worker counts and times, as Prometheus text.
 
-Three seams feed it. A face wraps each request in `request`, which counts it by route and status and times it. `MeteredProxy` stands where a
-face would have a `Proxy`: it knows which requests run, and looks at each frame that the engine sends, for tokens and their times. The state
-of the worker and its cold start are read when somebody asks. Labels have few values whatever clients send: routes come from `job.ROUTES`,
-the rest is `other`.
+It is an `Observer`: a face wraps each request in `request`, which counts it by route and status and times it, and the proxy shows what the
+engine sends, for tokens and their times. The state of the worker and its cold start are read at each scrape. Labels have few values
+whatever clients send: routes come from `job.ROUTES`, the rest is `other`.
 
 Import it when the engine has been started: prometheus_client takes a tenth of a second.
 """
@@ -11,10 +10,9 @@ Import it when the engine has been started: prometheus_client takes a tenth of a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
@@ -22,16 +20,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from handler.dialect import Exchange
-from handler.engine import SupervisedEngine
-from handler.job import ROUTES, Request
-from handler.ledger import Ledger
+from handler.batching import tokens_in
+from handler.job import ROUTES
 from handler.lifecycle import Lifecycle, State
-from handler.proxy import Piece, Proxy
-from handler.settings import Limits
-from handler.sse import data_of, is_done
+from handler.observer import Observation, Observer
+from handler.sse import data_of, ends_with_done, frames_of
 
-__all__ = ["LEFT", "Asked", "MeteredProxy", "Metrics"]
+__all__ = ["LEFT", "Metrics"]
 
 OTHER = "other"
 LEFT = 499
@@ -41,15 +36,13 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 7.
 _PER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 _WHOLE = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 330.0, 600.0)
 
-_CHOICE, _OPENING, _NO_CHOICE = b'"choices":[{', b'"role":"assistant"', b'"choices":[],'
-_NEAR = 64
-"""Bytes behind the choice in which the frame that opens a chat answer says so."""
+_NO_CHOICE = b'"choices":[],'
 
 
-class Metrics:
-    """Everything that is counted in one worker; may be written by one thread and shown by another."""
+class Metrics(Observer):
+    """Everything that is counted in one worker."""
 
-    def __init__(self, lifecycle: Lifecycle, ledger: Ledger, slots: int, restarts: Callable[[], int]) -> None:
+    def __init__(self, lifecycle: Lifecycle, slots: int, restarts: Callable[[], int]) -> None:
         """`slots` is how many requests the engine decodes at once; `restarts` tells how often it was started again."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -80,21 +73,21 @@ class Metrics:
             registry=self.registry,
         )
         self.running = self.waiting = self.prompt_tokens = self.generation_tokens = 0
-        self.registry.register(_Now(self, lifecycle, ledger, slots, restarts))
+        self.registry.register(_Now(self, lifecycle, slots, restarts))
 
     @contextlib.contextmanager
-    def request(self) -> Iterator[Asked]:
+    def request(self) -> Iterator[Observation]:
         """Count and time one request, which the block answers; an exception out of it, with no error before, means that the client left."""
-        asked, started = Asked(), time.perf_counter()
+        seen, started = _Counted(self), time.perf_counter()
         try:
-            yield asked
+            yield seen
         except BaseException:
-            asked.status = LEFT if asked.status == 200 else asked.status
+            seen.status = LEFT if seen.status == 200 else seen.status
             raise
         finally:
-            route = route_label(asked.path)
-            self._requests.labels(route, str(asked.status)).inc()
-            if asked.status == 200:
+            route = route_label(seen.path)
+            self._requests.labels(route, str(seen.status)).inc()
+            if seen.status == 200:
                 self._latency.labels(route).observe(time.perf_counter() - started)
 
     def shown(self, accept: str = "") -> tuple[bytes, str]:
@@ -103,94 +96,55 @@ class Metrics:
         return encode(self.registry), content_type
 
 
-@dataclasses.dataclass(slots=True)
-class Asked:
-    """What is known of a running request; whoever answers it fills it in."""
-
-    path: str = ""
-    status: int = 200
-
-
 def route_label(path: str) -> str:
     """Return one of a few names for a path."""
     path = path.removeprefix("/openai")
     return path if path in ROUTES else "/v1/models" if path.startswith("/v1/models/") else OTHER
 
 
-class MeteredProxy(Proxy):
-    """A proxy that counts what it relays."""
+class _Counted(Observation):
+    """One request, counted while it runs."""
 
-    def __init__(self, engine: SupervisedEngine, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
         self._metrics = metrics
-        self._exchanges: dict[int, _Metered] = {}
-
-        def metered(request: Request) -> Exchange:
-            exchange = self._exchanges[id(request)] = _Metered(engine.exchange(request), metrics)
-            return exchange
-
-        super().__init__(dataclasses.replace(engine, exchange=metered), limits)
-
-    async def relay(self, request: Request) -> AsyncGenerator[Piece, None]:
-        """Yield the engine's answer, as `Proxy.relay` does."""
-        self._metrics.running += 1
-        try:
-            async with contextlib.aclosing(super().relay(request)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        finally:
-            self._metrics.running -= 1
-            if exchange := self._exchanges.pop(id(request), None):
-                exchange.begin()
-
-
-class _Metered(Exchange):
-    """An exchange that looks at what the engine sends before anything is changed in it."""
-
-    def __init__(self, inner: Exchange, metrics: Metrics) -> None:
-        self.sent, self._inner, self._metrics = inner.sent, inner, metrics
-        self._sent_at = time.perf_counter()
-        self._tokens, self._first, self._last = 0, 0.0, 0.0
-        self._waits = True
-        metrics.waiting += 1
-
-    def begin(self) -> None:
-        """Wait no more: the answer has begun, or nobody wants it any longer."""
-        self._metrics.waiting -= self._waits
+        self._tokens, self._sent, self._first, self._last = 0, 0.0, 0.0, 0.0
         self._waits = False
 
-    def frame(self, frame: bytes) -> list[bytes]:
-        self._look(frame)
-        return self._inner.frame(frame)
+    def sent(self) -> None:
+        self._sent, self._waits = time.perf_counter(), True
+        self._metrics.running += 1
+        self._metrics.waiting += 1
 
-    def collect(self, frame: bytes) -> None:
-        self._look(frame)
-        self._inner.collect(frame)
+    def ended(self) -> None:
+        self._begin()
+        self._metrics.running -= 1
 
-    def collected(self) -> Any:
-        return self._inner.collected()
-
-    def whole(self, answer: Any) -> Any:
-        self.begin()
-        if not self.sent.stream and isinstance(answer, dict):
-            self._take_usage(answer.get("usage"))
-        return self._inner.whole(answer)
-
-    def _look(self, frame: bytes) -> None:
-        """Take what a frame tells; each token of each stream passes here."""
-        at = frame.find(_CHOICE)
-        if at >= 0:
-            if frame.find(_OPENING, at, at + _NEAR) < 0:
-                self._last = time.perf_counter()
-                self._tokens += 1
-                self._metrics.generation_tokens += 1
-                if self._tokens == 1:
-                    self.begin()
-                    self._first = self._last
-                    self._metrics.first_token.observe(self._first - self._sent_at)
-        elif _NO_CHOICE in frame:
-            self._take_usage(json.loads(data_of(frame) or b"{}").get("usage"))
-        elif is_done(frame) and self._tokens > 1:
+    def run(self, run: bytes) -> None:
+        """Take what frames tell; each token of each stream passes here."""
+        if made := tokens_in(run):
+            self._last = time.perf_counter()
+            if not self._tokens:
+                self._begin()
+                self._first = self._last
+                self._metrics.first_token.observe(self._first - self._sent)
+            self._tokens += made
+            self._metrics.generation_tokens += made
+        if _NO_CHOICE in run:
+            for frame in frames_of(run):
+                if _NO_CHOICE in frame:
+                    self._take_usage(json.loads(data_of(frame) or b"{}").get("usage"))
+        if self._tokens > 1 and ends_with_done(run):
             self._metrics.per_token.observe((self._last - self._first) / (self._tokens - 1))
+
+    def whole(self, answer: Any) -> None:
+        if isinstance(answer, dict):
+            self._take_usage(answer.get("usage"))
+
+    def _begin(self) -> None:
+        """Wait no more: the answer has begun, or the request is over."""
+        self._metrics.waiting -= self._waits
+        self._waits = False
 
     def _take_usage(self, usage: Any) -> None:
         """Count the prompt, and the tokens that came several to a frame or in none."""
@@ -206,8 +160,8 @@ class _Metered(Exchange):
 class _Now(Collector):
     """What is read at the moment somebody asks."""
 
-    def __init__(self, metrics: Metrics, lifecycle: Lifecycle, ledger: Ledger, slots: int, restarts: Callable[[], int]) -> None:
-        self._metrics, self._lifecycle, self._ledger, self._slots, self._restarts = metrics, lifecycle, ledger, slots, restarts
+    def __init__(self, metrics: Metrics, lifecycle: Lifecycle, slots: int, restarts: Callable[[], int]) -> None:
+        self._metrics, self._lifecycle, self._slots, self._restarts = metrics, lifecycle, slots, restarts
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         metrics, here = self._metrics, self._lifecycle.state
@@ -226,6 +180,6 @@ class _Now(Collector):
             state.add_metric((one.value,), float(one is here))
         yield state
         start = GaugeMetricFamily("worker_cold_start_seconds", "From the start of the process to the end of a phase.", labels=("phase",))
-        for phase, seconds in self._ledger.phases().items():
+        for phase, seconds in self._lifecycle.cold_start.phases().items():
             start.add_metric((phase,), seconds)
         yield start

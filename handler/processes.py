@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from handler.early import MARK
+from handler.prestart import MARK
 
 __all__ = ["Family", "Work"]
 

@@ -1,7 +1,8 @@
-"""Send a `Request` to the engine and relay its answer: pieces of whole frames for a stream, one JSON value otherwise.
+"""Send a `Request` to the engine and relay its answer: runs of whole frames for a stream, one JSON value otherwise.
 
-Closing the iterator closes the connection, and that is how the engine learns to stop working. This is the only place where exceptions of
-the HTTP client are translated, and they are translated once.
+A stream is pushed: the connection's reader cuts what arrived into whole frames, mends them, and hands them on in one call, with no task
+and no queue between. Leaving the stream closes the connection, and that is how the engine learns to stop working. This is the only place
+where exceptions of the HTTP client are translated, and they are translated once.
 """
 
 from __future__ import annotations
@@ -9,69 +10,75 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from concurrent.futures import Future
-from typing import Any, TypeVar
-
-import aiohttp
-import yarl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Protocol
 
 from handler.batching import Batcher
-from handler.dialect import Exchange
-from handler.engine import SupervisedEngine
 from handler.errors import EngineDied, EngineRejected, EngineTimeout
+from handler.exchange import Exchange
+from handler.http1 import Answer, Broken, Client, Refused, Target
 from handler.job import CHAT, COMPLETIONS, Request
+from handler.json_text import read_answer
 from handler.native import native_answer, native_piece
+from handler.observer import Observation
 from handler.settings import Limits
-from handler.sse import FrameSplitter, data_of, is_done
+from handler.sse import FrameSplitter, data_of, ends_with_done, frames_of
 
-__all__ = ["Piece", "Proxy"]
+__all__ = ["Piece", "Proxy", "RelayedEngine", "Stream"]
 
 Piece = Any
 """What one yield carries: text made of whole SSE frames, or a JSON value."""
-
-T = TypeVar("T")
 
 _ENDS_WITH_DONE = frozenset({CHAT, COMPLETIONS})
 _ERROR_FRAME = b'data: {"error":'
 _KNOWN_SOON = 1.0
 """Seconds that a broken connection waits for the news that the engine died, which tells the caller more than the broken connection does."""
+_KEPT = 1.0
+"""Seconds that a connection without a request is kept: FastDeploy's server drops one after 2 (gunicorn's default, which it keeps)."""
+
+
+class RelayedEngine(Protocol):
+    """What a proxy needs of an engine."""
+
+    url: str
+    died: asyncio.Future[EngineDied]
+
+    @property
+    def exchange(self) -> Callable[[Request], Exchange]:
+        """How a request is put to it."""
+
+    def condemn(self, reason: str) -> None:
+        """End an engine that is alive but of no use."""
 
 
 class Proxy:
-    """The way to one engine: one client session for all requests, on the loop that enters it."""
+    """The way to one engine: one HTTP client for all requests, on the loop that enters it."""
 
-    def __init__(self, engine: SupervisedEngine, limits: Limits) -> None:
-        self._url, self._death, self._condemn = yarl.URL(engine.url), engine.death, engine.condemn
-        self._limits, self._exchange = limits, engine.exchange
-        self._stalls, self._heard = 0, 0.0
+    def __init__(self, engine: RelayedEngine, limits: Limits) -> None:
+        self._engine, self._limits = engine, limits
+        self._stalls, self.heard = 0, 0.0
+        self._client: Client | None = None
 
     async def __aenter__(self) -> Proxy:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._limits.stall_timeout)
-        # FastDeploy's server drops a connection after 2 idle seconds (gunicorn's default, which it leaves as it is), and taking one up at
-        # that moment would look like a death.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
-        loop = asyncio.get_running_loop()
-        died = self._died = loop.create_future()
-
-        def tell(death: Future[EngineDied]) -> None:
-            with contextlib.suppress(RuntimeError):  # this loop has ended, and nobody waits
-                loop.call_soon_threadsafe(died.set_result, death.result())
-
-        self._death.add_done_callback(tell)
+        self._engine.died.add_done_callback(self._close)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        self._engine.died.remove_done_callback(self._close)
+        if self._client:
+            self._client.close()
+
+    def _close(self, died: asyncio.Future[EngineDied]) -> None:
+        """Break off all answers: an orphan of a dead engine may hold their connections open."""
+        if self._client and not died.cancelled():
+            self._client.close(died.result())
 
     async def engine_died(self) -> EngineDied:
         """Wait for the engine's death."""
-        return await asyncio.shield(self._died)
+        return await asyncio.shield(self._engine.died)
 
-    async def relay(self, request: Request) -> AsyncGenerator[Piece, None]:
-        """Yield the engine's answer.
+    async def relay(self, request: Request, seen: Observation) -> AsyncGenerator[Piece, None]:
+        """Yield the engine's answer: for a stream, one piece for all that arrived while the piece before was on its way.
 
         Raises:
             InvalidJob: the engine must not see this request.
@@ -79,105 +86,93 @@ class Proxy:
             EngineDied: the engine ended, or broke off its answer.
             EngineTimeout: the engine sent nothing for the stall timeout.
         """
-        exchange = self._exchange(request)
         if not request.stream:
-            answer = await self._while_alive(self._whole(exchange))
+            answer = await self.whole(request, seen)
             yield native_answer(answer) if request.native else answer
             return
-        batcher = Batcher(request.batch)
-        pump = asyncio.create_task(self._pump(exchange, batcher))
-        try:
-            while frames := await batcher.take():
+        async with self.stream(request, seen) as stream:
+            batcher = Batcher(request.batch, stream.pause, stream.resume)
+            stream.pour(batcher.put, batcher.close)
+            while batch := await batcher.take():
                 if not request.native:
-                    yield b"".join(frames).decode("utf-8", "replace")
-                elif piece := native_piece(frames):
+                    yield batch.decode("utf-8", "replace")
+                elif piece := native_piece(frames_of(batch)):
                     yield piece
-        finally:
-            pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pump
 
-    async def _whole(self, exchange: Exchange) -> Any:
-        """Return the whole answer to a request that the engine may have been asked to stream."""
-        if not exchange.sent.stream:
-            async with self._translated(exchange.sent), self._send(exchange.sent) as arriving:
-                return exchange.whole(_value(await arriving.all()))
-        async with contextlib.aclosing(self._frames(exchange.sent)) as arrivals:
-            async for frames in arrivals:
-                for frame in frames:
-                    exchange.collect(_no_error(frame))
-        return exchange.whole(_sendable(exchange.collected()))
-
-    async def _pump(self, exchange: Exchange, batcher: Batcher) -> None:
-        """Move frames from the engine to the batcher until either side ends, and close the batcher with the reason."""
-        try:
-            await self._while_alive(self._forward(exchange, batcher))
-        except Exception as error:  # noqa: BLE001  # whatever it is, who waits at the batcher has to learn of it
-            batcher.close(error)
-        else:
-            batcher.close()
-
-    async def _forward(self, exchange: Exchange, batcher: Batcher) -> None:
-        async with contextlib.aclosing(self._frames(exchange.sent)) as arrivals:
-            async for frames in arrivals:
-                for frame in frames:
-                    for leaving in exchange.frame(_no_error(frame)):
-                        batcher.put(leaving, tokens=_tokens(leaving))
-                await batcher.room()
-
-    async def _frames(self, request: Request) -> AsyncGenerator[list[bytes], None]:
-        """Yield the frames of the engine's stream, those together that arrived together; an end without [DONE] is raised."""
-        splitter, done, now = FrameSplitter(), False, asyncio.get_running_loop().time
-        async with self._translated(request), self._send(request) as arriving:
-            async for chunk in arriving:
-                self._heard = now()
-                frames = splitter.feed(chunk)
-                done = done or any(map(is_done, frames))
-                yield frames
-        frames = splitter.close()
-        done = done or any(map(is_done, frames))
-        yield frames
-        if request.path in _ENDS_WITH_DONE and not done:
-            raise EngineDied("the engine's stream ended without [DONE]")
-
-    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await work at the engine, but not beyond the engine's own life: an orphan of it may hold the connection open."""
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({task, self._died}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise EngineDied(str(self._died.result()))
-            return task.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async def whole(self, request: Request, seen: Observation) -> Any:
+        """Return the whole answer to a request that the engine may have been asked to stream; raises as `relay` does."""
+        exchange = self._exchange(request)
+        sent = exchange.sent
+        if sent.stream:
+            async with self._opened(exchange, seen, exchange.collect) as stream:
+                await stream.ended()
+            return exchange.whole(read_answer(json.dumps(exchange.collected()).encode()))
+        async with self._answer(sent, seen) as answer:
+            stall = _Stall(answer, self._limits.stall_timeout)
+            try:
+                body = await answer.all()
+            finally:
+                stall.end()
+            if answer.status >= 400:
+                raise EngineRejected(answer.status, body)
+            value = read_answer(body)
+            seen.whole(value)
+            return exchange.whole(value)
 
     @contextlib.asynccontextmanager
-    async def _send(self, request: Request) -> AsyncIterator[_Arriving]:
-        url = self._url.join(yarl.URL(request.path + (f"?{request.query}" if request.query else ""), encoded=True))
-        async with self._session.request(request.method, url, json=request.body) as response:
-            with _Arriving(response.content, self._limits.stall_timeout) as arriving:
-                if response.status >= 400:
-                    raise EngineRejected(response.status, await arriving.all())
-                if request.stream and response.content_type != "text/event-stream":
-                    raise EngineRejected(502, await arriving.all())
-                yield arriving
+    async def stream(self, request: Request, seen: Observation) -> AsyncIterator[Stream]:
+        """Return the stream of a request, whose head has arrived; leaving closes it. Raises as `relay` does."""
+        exchange = self._exchange(request)
+        async with self._opened(exchange, seen, exchange.run) as stream:
+            yield stream
 
     @contextlib.asynccontextmanager
-    async def _translated(self, request: Request) -> AsyncIterator[None]:
+    async def _opened(self, exchange: Exchange, seen: Observation, mend: Callable[[bytes], bytes | None]) -> AsyncIterator[Stream]:
+        async with self._answer(exchange.sent, seen) as answer:
+            stall = _Stall(answer, self._limits.stall_timeout)
+            try:
+                if answer.status >= 400:
+                    raise EngineRejected(answer.status, await answer.all())
+                if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise EngineRejected(502, await answer.all())
+                yield Stream(self, answer, stall, seen, mend, needs_done=exchange.sent.path in _ENDS_WITH_DONE)
+            finally:
+                stall.end()
+
+    def _exchange(self, request: Request) -> Exchange:
+        if self._engine.died.done():
+            raise self._engine.died.result()
+        return self._engine.exchange(request)
+
+    @contextlib.asynccontextmanager
+    async def _answer(self, request: Request, seen: Observation) -> AsyncIterator[Answer]:
+        """Send a request, and translate what goes wrong then and in the block."""
+        self._client = self._client or Client(Target.parse(self._engine.url), headers={"Content-Type": "application/json"}, idle=_KEPT)
+        path = request.path + (f"?{request.query}" if request.query else "")
+        body = b"" if request.body is None else json.dumps(request.body).encode()
+        seen.sent()
         try:
-            yield
+            answer = await self._client.send(request.method, path, body, timeout=self._limits.stall_timeout)
+            try:
+                yield answer
+            finally:
+                answer.close()
         except asyncio.TimeoutError as error:
             raise self._stalled() from error
-        except aiohttp.ClientError as error:
-            if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
-                self._condemn("refused a connection")  # FastDeploy may close its port after a crash and live on
-            await asyncio.wait({self._died}, timeout=_KNOWN_SOON)
-            news = str(self._died.result()) if self._died.done() else f"the engine broke off its answer ({type(error).__name__})"
-            raise EngineDied(news) from error
+        except Broken as error:
+            raise await self._broken(error) from error
         else:
             if request.method == "POST":  # a frozen engine goes on listing its models
-                self._stalls, self._heard = 0, asyncio.get_running_loop().time()
+                self._stalls, self.heard = 0, asyncio.get_running_loop().time()
+        finally:
+            seen.ended()
+
+    async def _broken(self, error: Broken) -> EngineDied:
+        """Return what a broken connection means."""
+        if isinstance(error, Refused) and error.by_server:
+            self._engine.condemn("refused a connection")  # FastDeploy may close its port after a crash and live on
+        await asyncio.wait({self._engine.died}, timeout=_KNOWN_SOON)
+        return self._engine.died.result() if self._engine.died.done() else EngineDied(f"the engine broke off its answer ({error})")
 
     def _stalled(self) -> EngineTimeout:
         """Count a request that got nothing in time, and give up the engine after too many in a row.
@@ -185,98 +180,112 @@ class Proxy:
         One that got nothing while others got something was waiting in the engine's queue, which takes more than is computed at once.
         """
         silent = f"sent nothing for {self._limits.stall_timeout:g} s (REQUEST_STALL_TIMEOUT)"
-        if asyncio.get_running_loop().time() - self._heard > self._limits.stall_timeout / 2:
+        if asyncio.get_running_loop().time() - self.heard > self._limits.stall_timeout / 2:
             self._stalls += 1
             if self._stalls >= self._limits.fatal_stalls:
-                self._condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
+                self._engine.condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
         return EngineTimeout(f"the engine {silent}")
 
 
-class _Arriving:
-    """The bytes of an answer in pieces, as they arrive, while the `with` block lasts.
+class Stream:
+    """The stream of one answer: `pour` it, or wait for its end if it is only to be collected."""
 
-    A wait for a piece ends with asyncio.TimeoutError after `limit` seconds. The client's own limit ends with its connection, and its
-    reader waits on: when an answer stops being HTTP in the middle, aiohttp 3.14 closes the connection and wakes nobody.
-    """
+    def __init__(
+        self,
+        proxy: Proxy,
+        answer: Answer,
+        stall: _Stall,
+        seen: Observation,
+        mend: Callable[[bytes], bytes | None],
+        *,
+        needs_done: bool,
+    ) -> None:
+        self._proxy, self._answer, self._stall, self._seen, self._mend = proxy, answer, stall, seen, mend
+        self._done, self._splitter, self._now = not needs_done, FrameSplitter(), asyncio.get_running_loop().time
+        self._put: Callable[[bytes], None] = lambda _: None
 
-    def __init__(self, content: aiohttp.StreamReader, limit: float) -> None:
-        self._content, self._limit, self._now = content, limit, asyncio.get_running_loop().time
-        self._since = math.inf
-        """When the wait for a piece began, if anybody waits."""
+    def pour(self, put: Callable[[bytes], None], end: Callable[[BaseException | None], None]) -> None:
+        """Hand runs of whole frames to `put` as they arrive, and at the end call `end`, with the error if the stream broke."""
+        self._put = put
+        self._answer.pour(self._take, lambda error: end(error or self._finish()))
 
-    def __enter__(self) -> _Arriving:
-        self._rest(self._limit)
-        return self
+    def pause(self) -> None:
+        """Stop reading from the engine until `resume`."""
+        self._stall.pause()
+        self._answer.pause()
 
-    def __exit__(self, *_: object) -> None:
+    def resume(self) -> None:
+        """Go on reading."""
+        self._stall.resume()
+        self._answer.resume()
+
+    async def ended(self) -> None:
+        """Take the whole stream and return at its end; raises what broke it."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def end(error: BaseException | None) -> None:
+            if not over.done():
+                over.set_exception(error) if error else over.set_result(None)
+
+        self.pour(lambda _: None, end)
+        await over
+
+    def _take(self, chunk: bytes) -> None:
+        self._proxy.heard = self._stall.heard = self._now()
+        self._relay(self._splitter.feed(chunk))
+
+    def _relay(self, run: bytes) -> None:
+        if not run:
+            return
+        if _ERROR_FRAME in run:
+            frames = frames_of(run)
+            at = next((at for at, frame in enumerate(frames) if frame.startswith(_ERROR_FRAME)), None)
+            if at is not None:
+                self._relay(b"".join(frames[:at]))
+                raise EngineRejected(500, data_of(frames[at]) or b"")
+        self._seen.run(run)
+        self._done = self._done or ends_with_done(run)
+        if mended := self._mend(run):
+            self._put(mended)
+
+    def _finish(self) -> BaseException | None:
+        """Take what is left at the end of the answer; return what is wrong with it."""
+        try:
+            self._relay(self._splitter.close())
+        except Exception as error:  # noqa: BLE001  # whatever it is, who waits for the stream has to learn of it
+            return error
+        return None if self._done else EngineDied("the engine's stream ended without [DONE]")
+
+
+class _Stall:
+    """Ends an answer of which nothing comes for `limit` seconds while it is read: one timer for it, not one for each piece."""
+
+    def __init__(self, answer: Answer, limit: float) -> None:
+        self._answer, self._limit, self._loop = answer, limit, asyncio.get_running_loop()
+        self.heard = self._loop.time()
+        """When something came last."""
+        self._paused = False
+        self._rest(limit)
+
+    def pause(self) -> None:
+        """Count no time from now on: the engine waits for the caller."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Count from now on."""
+        self._paused, self.heard = False, self._loop.time()
+
+    def end(self) -> None:
+        """Look no more."""
         self._timer.cancel()
 
     def _rest(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = self._loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """End a wait that is too long, else look again when it would be: one timer for a request costs less than one for each piece."""
-        left = self._since + self._limit - self._now()
+        heard = max(self.heard, self._answer.heard)
+        left = self._limit if self._paused else heard + self._limit - self._loop.time()
         if left > 0:
-            self._rest(min(left, self._limit))
+            self._rest(left)
         else:
-            self._content.set_exception(asyncio.TimeoutError())
-
-    def __aiter__(self) -> _Arriving:
-        return self
-
-    async def __anext__(self) -> bytes:
-        self._since = self._now()
-        piece = await self._content.readany()
-        self._since = math.inf
-        if not piece:
-            raise StopAsyncIteration
-        return piece
-
-    async def all(self) -> bytes:
-        return b"".join([piece async for piece in self])
-
-
-def _no_error(frame: bytes) -> bytes:
-    if frame.startswith(_ERROR_FRAME):
-        raise EngineRejected(500, data_of(frame) or b"")
-    return frame
-
-
-def _tokens(frame: bytes) -> int:
-    """Count a frame for its batch: as one token if it holds a choice, but the one that opens a chat answer holds none."""
-    return int(b'"choices":[{' in frame and b'"role":"assistant"' not in frame)
-
-
-def _value(body: bytes) -> Any:
-    """Return a whole answer as the JSON value that it is, or as text when it is none, in a form that every JSON writer takes.
-
-    NaN and the infinities, which Python's reader lets through, become null, and halves of surrogate pairs U+FFFD: the SDK loses a job
-    over either.
-    """
-    text = body.decode("utf-8", "replace")
-    try:
-        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-    except ValueError:
-        return text or {"status": 200}
-    return _whole_characters(value) if "\\ud" in text.lower() else value
-
-
-def _sendable(value: Any) -> Any:
-    """Return an answer made of frames in the form of `_value`."""
-    return _value(json.dumps(value).encode())
-
-
-def _finite(text: str) -> float | None:
-    number = float(text)
-    return number if math.isfinite(number) else None
-
-
-def _whole_characters(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, list):
-        return [_whole_characters(item) for item in value]
-    if isinstance(value, dict):
-        return {_whole_characters(name): _whole_characters(item) for name, item in value.items()}
-    return value
+            self._answer.fail(asyncio.TimeoutError())

@@ -243,15 +243,27 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How many tokens the pieces of a stream may hold: the first `minimum`, each next `growth` times more, never over `maximum`."""
+    """How many tokens the pieces of a stream may hold: the first `minimum`, each next `growth` times more, never over `maximum`.
 
-    maximum: int = variable("DEFAULT_BATCH_SIZE", 50, within=(1, 65536), group="requests")("Most tokens in one streamed piece.")
-    minimum: int = variable("DEFAULT_MIN_BATCH_SIZE", 1, within=(1, 65536), group="requests")(
-        "Most tokens in the first streamed piece of a job."
+    0 is not set. Where none is set, pieces are not bounded; where one is, the others are 1, 3 and 50.
+    """
+
+    maximum: int = variable("DEFAULT_BATCH_SIZE", 0, within=(0, 65536), group="requests")(
+        "Most tokens in one streamed piece; 0 means all that has arrived, or 50 where one of the two below is set."
     )
-    growth: float = variable("DEFAULT_BATCH_SIZE_GROWTH_FACTOR", 3.0, within=(1, 1000), group="requests")(
-        "By how much each streamed piece may be larger than the one before it, until DEFAULT_BATCH_SIZE."
+    minimum: int = variable("DEFAULT_MIN_BATCH_SIZE", 0, within=(0, 65536), group="requests")(
+        "Most tokens in the first streamed piece of a job; 0 means all that has arrived, or 1 where another bound is set."
     )
+    growth: float = variable("DEFAULT_BATCH_SIZE_GROWTH_FACTOR", 0.0, within=(0, 1000), group="requests")(
+        "By how much each streamed piece may be larger than the one before it, until DEFAULT_BATCH_SIZE; 0 means 3 where a bound is set."
+    )
+
+    def filled(self) -> BatchLimits | None:
+        """Return the bounds with those that are not set filled in; None where none is set."""
+        if not (self.maximum or self.minimum or self.growth):
+            return None
+        most = self.maximum or max(50, self.minimum)
+        return BatchLimits(maximum=most, minimum=self.minimum or 1, growth=self.growth or 3.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +320,10 @@ class Settings:
     )
     health_path: str = variable("HEALTH_CHECK_PATH", "/ping")(
         "Path of the health check: 204 while the engine loads, 200 when it is ready, 503 when it is dead or the worker leaves."
+    )
+    job_loop: str = variable("JOB_LOOP", "worker", choices=("worker", "sdk"), form="absent")(
+        "What takes RunPod's jobs: the worker's own loop, or the loop of RunPod's SDK as it is, which is slower and loses jobs and pieces "
+        "where the network fails; for the day on which RunPod's API changes."
     )
     log_level: str = variable("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))("How much the worker logs.")
     texts: Mapping[str, str] = field(repr=False)
@@ -366,7 +382,9 @@ _HEALTH_PATH = re.compile(r"/(?!(?:v1|openai)(?:/|$)|metrics$)[\w.~/-]*")
 def _contradictions(settings: Settings) -> Iterator[str]:
     """Yield a sentence for each value that its kind allows, and other values or the use of it do not."""
     batch, address, path = settings.batch, settings.model.endpoint, settings.health_path
-    if batch.minimum > batch.maximum:
+    if 0 < batch.growth < 1:
+        yield f"DEFAULT_BATCH_SIZE_GROWTH_FACTOR: got {batch.growth:g}, expected a number from 1 to 1000, or 0"
+    if 0 < batch.maximum < batch.minimum:
         yield f"DEFAULT_MIN_BATCH_SIZE: got {batch.minimum}, expected at most DEFAULT_BATCH_SIZE, which is {batch.maximum}"
     if address and not is_address(address):
         yield f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co"

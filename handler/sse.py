@@ -2,6 +2,9 @@
 
 A frame ends at a blank line, and a line ends with LF, CR or CRLF and with nothing else: U+2028 or U+0085 inside a JSON text must not
 split it, which is why no `splitlines` is used. Specification: HTML Living Standard, 9.2.5 "Parsing an event stream".
+
+What arrives together leaves together: `FrameSplitter` gives the whole frames of a chunk as one run of bytes, and `frames_of` cuts a run
+where somebody has to look at each frame.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import re
 
 from handler.errors import EngineDied
 
-__all__ = ["DONE", "MAX_FRAME", "FrameSplitter", "data_of", "is_done"]
+__all__ = ["DONE", "MAX_FRAME", "FrameSplitter", "data_of", "ends_with_done", "frames_of", "is_done"]
 
 MAX_FRAME = 16 * 1024 * 1024
 """Largest frame in bytes. The largest real ones are logprobs of a long echoed prompt, under 4 MiB; without a bound a broken engine
@@ -28,52 +31,77 @@ class FrameSplitter:
     """Collects bytes and gives back whole frames, each with the blank line that ends it: joined, they are the input."""
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
-        self._buffer = bytearray()
+        self._rest = bytearray()
         self._scanned = 0
         self._only_lf = True
         self._max_frame = max_frame
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the frames that `chunk` completes.
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the frames that `chunk` completes, as one run; empty when it completes none.
 
         Raises:
             EngineDied: when more than `max_frame` bytes have come without the end of a frame.
         """
-        self._buffer += chunk
         self._only_lf = self._only_lf and b"\r" not in chunk
-        frames, start = [], 0
-        while (end := self._end(max(start, self._scanned))) > 0:
-            frames.append(bytes(self._buffer[start:end]))
-            start = end
-        del self._buffer[:start]
+        if not self._rest and self._only_lf and chunk.endswith(b"\n\n") and not chunk.endswith(b"\n\n\n"):
+            return chunk  # as engines write: nothing is copied
+        self._rest += chunk
+        end = self._last_end()
+        run = bytes(self._rest[:end])
+        del self._rest[:end]
         # The longest tail that may still become a frame's end is CR LF CR, of three bytes.
-        self._scanned = max(0, len(self._buffer) - 3)
-        if len(self._buffer) > self._max_frame:
-            raise EngineDied(f"the engine sent {len(self._buffer)} bytes without the end of an event, expected at most {self._max_frame}")
-        return frames
+        self._scanned = max(0, len(self._rest) - 3)
+        if len(self._rest) > self._max_frame:
+            raise EngineDied(f"the engine sent {len(self._rest)} bytes without the end of an event, expected at most {self._max_frame}")
+        return run
 
-    def _end(self, start: int) -> int:
-        """Return where the frame ends whose end is looked for from `start` on, or 0 when that is not known yet."""
-        if self._only_lf:  # as engines write; several times faster than the expression
-            at = self._buffer.find(b"\n\n", start)
-            return at + 2 if at >= 0 else 0
-        found = _FRAME_END.search(self._buffer, start)
-        if found is None or (found.end() == len(self._buffer) and self._buffer.endswith(b"\r")):
-            return 0  # half of a CRLF, perhaps: the next byte tells
-        return found.end()
+    def _last_end(self) -> int:
+        """Return where the last whole frame ends; 0 without one."""
+        if self._only_lf:
+            at = self._rest.rfind(b"\n\n", self._scanned)
+            if at < 0:
+                return 0
+            if self._rest[max(0, at - 1) : at] != b"\n":
+                return at + 2
+        end, start = 0, self._scanned
+        while (found := _next_end(self._rest, max(start, end))) > 0:
+            end = found
+        return end
 
-    def close(self) -> list[bytes]:
+    def close(self) -> bytes:
         """Return the last frame if the stream ended right after it.
 
         Raises:
             EngineDied: when the stream ended inside a frame.
         """
-        rest, self._buffer = bytes(self._buffer), bytearray()
+        rest, self._rest = bytes(self._rest), bytearray()
         if not rest.strip(b"\r\n"):
-            return []
+            return b""
         if _FRAME_END.search(rest, max(0, len(rest) - 2)):
-            return [rest]
+            return rest
         raise EngineDied(f"the engine's stream ended inside an event, after {len(rest)} bytes of it")
+
+
+def _next_end(buffer: bytearray, start: int) -> int:
+    """Return where the frame ends whose end is looked for from `start` on, or 0 when that is not known yet."""
+    found = _FRAME_END.search(buffer, start)
+    if found is None or (found.end() == len(buffer) and buffer.endswith(b"\r")):
+        return 0  # half of a CRLF, perhaps: the next byte tells
+    return found.end()
+
+
+def frames_of(run: bytes) -> list[bytes]:
+    """Return the frames of a run that `FrameSplitter` gave, one by one."""
+    frames, start = [], 0
+    if b"\r" not in run:
+        while (at := run.find(b"\n\n", start)) >= 0:
+            frames.append(run[start : at + 2])
+            start = at + 2
+    else:
+        while found := _FRAME_END.search(run, start):
+            frames.append(run[start : found.end()])
+            start = found.end()
+    return frames if start == len(run) else [*frames, run[start:]]
 
 
 def data_of(frame: bytes) -> bytes | None:
@@ -85,3 +113,8 @@ def data_of(frame: bytes) -> bytes | None:
 def is_done(frame: bytes) -> bool:
     """Tell whether this is the frame that ends an OpenAI stream."""
     return len(frame) < 32 and (data_of(frame) or b"").strip() == DONE
+
+
+def ends_with_done(run: bytes) -> bool:
+    """Tell whether a run holds the frame that ends an OpenAI stream; it is the last one, but for comments."""
+    return DONE in run[-64:] and any(map(is_done, frames_of(run)))

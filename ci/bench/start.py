@@ -14,7 +14,7 @@ import time
 
 import aiohttp
 
-from handler.launch import free_ports
+from handler.engine import free_ports
 from tests import ROOT
 from tests.handler.worker_process import Worker, environment, replayed_engine
 from tools.serve.job_server import JobServer

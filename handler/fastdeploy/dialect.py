@@ -6,12 +6,13 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from handler.dialect import Exchange
+from handler.exchange import Exchange
 from handler.fastdeploy.assemble import Assembler, as_stream, needs_whole
 from handler.fastdeploy.checks import check
 from handler.fastdeploy.repairs import Repairer, facts_of, with_usage
 from handler.fastdeploy.rules import Rules
 from handler.job import CHAT, COMPLETIONS, Request
+from handler.sse import frames_of
 
 __all__ = ["exchange"]
 
@@ -71,17 +72,18 @@ class _Mended(Exchange):
         self._repairer = Repairer(facts)
         self._assembler = Assembler(request.path, n=facts.n)
 
-    def frame(self, frame: bytes) -> list[bytes]:
-        """Return the frame, mended where it must be."""
-        return self._repairer.frame(frame)
+    def run(self, run: bytes) -> bytes:
+        """Return the frames, mended where they must be."""
+        return b"".join(mended for frame in frames_of(run) for mended in self._repairer.frame(frame))
 
     def whole(self, answer: Any) -> Any:
         """Return the answer, mended where it must be."""
         return self._repairer.answer(answer)
 
-    def collect(self, frame: bytes) -> None:
-        """Take the next frame."""
-        self._assembler.feed(frame)
+    def collect(self, run: bytes) -> None:
+        """Take the next frames."""
+        for frame in frames_of(run):
+            self._assembler.feed(frame)
 
     def collected(self) -> Any:
         """Return the answer that FastDeploy would have given without a stream."""

@@ -1,7 +1,7 @@
 """Run FastDeploy's OpenAI server so that no socket it opens from Python listens beyond loopback.
 
 Run by the interpreter that has FastDeploy, with the server's own flags, or with `--wait`: then they come on standard input, up to its end,
-as `{"arguments": [...], "environment": {...}}` (handler/early.py). `--host` reaches only the HTTP server: the queues between engine,
+as `{"arguments": [...], "environment": {...}}` (handler/prestart.py). `--host` reaches only the HTTP server: the queues between engine,
 workers and cache managers bind 0.0.0.0 whatever the flags say, and speak pickle under a key that stands in the source, so that whoever
 reaches such a port runs code here. They are opened by this process and its forks, and their clients connect to 0.0.0.0, which is loopback.
 
@@ -30,7 +30,7 @@ _bind = socket.socket.bind
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h."""
 _MARK = "WORKER_ENGINE"
-"""The variable by which the worker knows its engine's processes: its own process id, a dash, and a random word (handler/launch.py)."""
+"""The variable by which the worker knows its engine's processes: its own process id, a dash, and a random word (handler/prestart.py)."""
 _NEEDED_ANYWAY = ("asyncio", "email.message", "http.client", "logging.handlers", "multiprocessing", "ssl", "subprocess", "uuid")
 """Modules of the standard library that every HTTP server imports."""
 _PATIENCE = 5.0

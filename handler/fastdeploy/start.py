@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from handler.early import SERVER
 from handler.errors import InvalidSettings
 from handler.fastdeploy.cleanup import Residue
 from handler.fastdeploy.devices import Gpu, devices, fit_gpus, visible
@@ -20,10 +19,11 @@ from handler.fastdeploy.flags import collect_flags, collect_variables, flag_tabl
 from handler.fastdeploy.model_config import head_counts, is_misread, language_part, layout_problems, longest_context
 from handler.fastdeploy.rules import Rules
 from handler.logs import Tail
+from handler.prestart import SERVER
 from handler.settings import Settings
 
 if TYPE_CHECKING:
-    from handler.dialect import Exchange
+    from handler.exchange import Exchange
     from handler.job import Request
 
 __all__ = ["FastDeployEngine", "Gpu", "Host", "check", "prepare"]

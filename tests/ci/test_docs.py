@@ -25,9 +25,8 @@ from typing import Any
 import pytest
 
 from handler import web
+from handler.engine import free_ports
 from handler.fastdeploy.flags import variable_names
-from handler.launch import free_ports
-from handler.ledger import Ledger
 from handler.lifecycle import Lifecycle
 from handler.metrics import Metrics
 from handler.settings import TABLE
@@ -325,7 +324,7 @@ def test_every_code_of_an_error_is_explained_and_no_other() -> None:
 
 
 def test_every_figure_of_the_metrics_is_explained_and_no_other() -> None:
-    text, _ = Metrics(Lifecycle(), Ledger(), 8, restarts=lambda: 0).shown()
+    text, _ = Metrics(Lifecycle(), 8, restarts=lambda: 0).shown()
     offered = set(re.findall(r"^# TYPE (worker_\w+)", text.decode(), re.MULTILINE))
     assert set(re.findall(r"`(worker_\w+)`", TEXTS["docs/operations.md"])) == offered
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cpu_engine.__main__ import _parser
-from handler.launch import CpuEngine
+from handler.cpu import CpuEngine
 from handler.settings import read_settings
 from tests import DEMO
 from tests.cpu_engine.checkpoints import write_checkpoint, write_overflowing

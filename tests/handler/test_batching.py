@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.batching import Batcher, BatchSize
+from handler.batching import Batcher, BatchSize, tokens_in
 from handler.settings import BatchLimits
 from tests.strategies import SETTINGS
 
@@ -18,14 +18,23 @@ LIMITS = st.builds(
 )
 
 
-def drain(batcher: Batcher) -> list[list[bytes]]:
-    async def all_batches() -> list[list[bytes]]:
-        found = []
-        while batch := await batcher.take():
-            found.append(batch)
-        return found
+def token(number: int = 0, size: int = 0) -> bytes:
+    """A frame that counts as one token."""
+    return b'data: {"choices":[{"index":0,"text":"%d%b"}]}\n\n' % (number, b"x" * size)
 
-    return asyncio.run(all_batches())
+
+NO_TOKEN = b": nothing\n\n"
+
+
+def batcher(limits: BatchLimits | None, **bounds: int) -> Batcher:
+    return Batcher(limits, lambda: None, lambda: None, **bounds)
+
+
+async def all_batches(of: Batcher) -> list[bytes]:
+    found = []
+    while batch := await of.take():
+        found.append(batch)
+    return found
 
 
 @SETTINGS
@@ -62,155 +71,128 @@ def test_the_bounds_are_those_that_were_configured(limits: BatchLimits, sizes: l
 
 
 @SETTINGS
-@given(LIMITS, st.lists(st.tuples(st.binary(min_size=1, max_size=8), st.integers(0, 3)), max_size=80))
-def test_batches_joined_are_what_was_put_in_order(limits: BatchLimits, frames: list[tuple[bytes, int]]) -> None:
+@given(st.none() | LIMITS, st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=20))
+def test_batches_joined_are_what_was_put_in_order(limits: BatchLimits | None, runs: list[list[bool]]) -> None:
     """Rule: "Nothing is swallowed." """
+    frames = [[token(at) if one else NO_TOKEN for at, one in enumerate(run)] for run in runs]
 
-    async def run() -> list[list[bytes]]:
-        batcher = Batcher(limits)
-        for frame, tokens in frames:
-            batcher.put(frame, tokens)
-        batcher.close()
-        found = []
-        while batch := await batcher.take():
-            found.append(batch)
-        return found
+    async def run() -> list[bytes]:
+        made = batcher(limits)
+        for one in frames:
+            made.put(b"".join(one))
+        made.close()
+        return await all_batches(made)
 
     batches = asyncio.run(run())
-    assert [frame for batch in batches for frame in batch] == [frame for frame, _ in frames]
-    weights = [tokens for _, tokens in frames]
-    size, at = BatchSize(limits), 0
+    assert b"".join(batches) == b"".join(frame for one in frames for frame in one)
+    if limits is None:
+        assert len(batches) == bool(frames), "without bounds all that waits leaves together"
+        return
+    size, left = BatchSize(limits), b"".join(frame for one in frames for frame in one)
     for batch in batches:
-        tokens = sum(weights[at : at + len(batch)])
-        at += len(batch)
-        assert tokens <= size.current or len(batch) == 1
-        # full: one more frame would not have fitted, or there was none
-        assert at == len(frames) or tokens + weights[at] > size.current
+        tokens, left = tokens_in(batch), left[len(batch) :]
+        assert tokens <= size.current
+        following = left[: left.find(b"\n\n") + 2]
+        assert not left or tokens + tokens_in(following) > size.current, "one more frame would have fitted"
         if tokens:
             size.grow()
 
 
 def test_the_first_frame_leaves_at_once_and_what_comes_during_its_trip_leaves_together() -> None:
-    async def run() -> list[list[bytes]]:
-        batcher, found, trip = Batcher(BatchLimits(minimum=1, maximum=50, growth=3.0)), [], asyncio.Event()
+    async def run() -> list[bytes]:
+        made, found, trip = batcher(None), list[bytes](), asyncio.Event()
         left = asyncio.Event()
 
         async def consume() -> None:
-            while batch := await batcher.take():
+            while batch := await made.take():
                 found.append(batch)
                 left.set()
                 await trip.wait()
 
         consumer = asyncio.create_task(consume())
-        batcher.put(b"1")
-        await asyncio.wait_for(left.wait(), 1)
-        for frame in (b"2", b"3", b"4"):
-            batcher.put(frame)
-        batcher.close()
+        made.put(token(1))
+        await asyncio.wait_for(left.wait(), 5)
+        for number in (2, 3, 4):
+            made.put(token(number))
+        made.close()
         trip.set()
         await consumer
         return found
 
-    assert asyncio.run(run()) == [[b"1"], [b"2", b"3", b"4"]]
+    assert asyncio.run(run()) == [token(1), token(2) + token(3) + token(4)]
 
 
 def test_a_waiting_consumer_gets_a_frame_without_delay_whatever_the_minimum() -> None:
-    async def run() -> list[bytes]:
-        batcher = Batcher(BatchLimits(minimum=50, maximum=50, growth=1.0))
-        taking = asyncio.create_task(batcher.take())
+    async def run() -> bytes:
+        made = batcher(BatchLimits(minimum=50, maximum=50, growth=1.0))
+        taking = asyncio.create_task(made.take())
         await asyncio.sleep(0)
-        batcher.put(b"only")
-        return await asyncio.wait_for(taking, 1)
+        made.put(token())
+        return await asyncio.wait_for(taking, 5)
 
-    assert asyncio.run(run()) == [b"only"]
+    assert asyncio.run(run()) == token()
 
 
 def test_an_error_comes_after_the_last_frame_and_stays() -> None:
     async def run() -> None:
-        batcher = Batcher(BatchLimits())
-        batcher.put(b"whole")
-        batcher.close(RuntimeError("broke"))
-        batcher.close()
-        batcher.put(b"too late")
-        assert await batcher.take() == [b"whole"]
+        made = batcher(None)
+        made.put(b"whole")
+        made.close(RuntimeError("broke"))
+        made.close()
+        made.put(b"too late")
+        assert await made.take() == b"whole"
         for _ in range(2):
             with pytest.raises(RuntimeError, match="broke"):
-                await batcher.take()
+                await made.take()
 
     asyncio.run(run())
 
 
 def test_the_end_is_an_empty_batch_every_time() -> None:
     async def run() -> None:
-        batcher = Batcher(BatchLimits())
-        taking = asyncio.create_task(batcher.take())
+        made = batcher(BatchLimits())
+        taking = asyncio.create_task(made.take())
         await asyncio.sleep(0)
-        batcher.close()
-        assert await taking == []
-        assert await batcher.take() == []
+        made.close()
+        assert await taking == b""
+        assert await made.take() == b""
 
     asyncio.run(run())
 
 
-def test_a_batch_stays_under_the_bytes_that_one_piece_may_have() -> None:
-    async def run() -> list[list[int]]:
-        batcher = Batcher(BatchLimits(minimum=50, maximum=50, growth=1.0), max_bytes=100)
-        for size in (60, 40, 1, 300, 5):
-            batcher.put(b"x" * size)
-        batcher.close()
-        found = []
-        while batch := await batcher.take():
-            found.append([len(frame) for frame in batch])
-        return found
+@pytest.mark.parametrize("limits", [None, BatchLimits(minimum=50, maximum=50, growth=1.0)])
+def test_a_batch_stays_under_the_bytes_that_one_piece_may_have(limits: BatchLimits | None) -> None:
+    async def run() -> list[int]:
+        made = batcher(limits, max_bytes=100)
+        for size in (58, 38, 1, 298, 5):
+            made.put(b"x" * size + b"\n\n")
+        made.close()
+        return [len(batch) for batch in await all_batches(made)]
 
-    assert asyncio.run(run()) == [[60, 40], [1], [300], [5]]
+    assert asyncio.run(run()) == [100, 3, 300, 7]
 
 
-def test_the_producer_waits_while_too_much_waits_for_the_consumer() -> None:
+def test_the_producer_is_paused_from_one_byte_over_the_bound_until_the_consumer_is_at_it_again() -> None:
     async def run() -> None:
-        batcher = Batcher(BatchLimits(minimum=1, maximum=1, growth=1.0), max_waiting=10)
-        await asyncio.wait_for(batcher.room(), 1)
-        batcher.put(b"x" * 6)
-        batcher.put(b"x" * 6)
-        waiting = asyncio.create_task(batcher.room())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        assert await batcher.take() == [b"x" * 6]
-        await asyncio.wait_for(waiting, 1)
-
-    asyncio.run(run())
-
-
-def test_a_producer_that_waits_is_let_go_when_the_stream_is_closed() -> None:
-    async def run() -> None:
-        batcher = Batcher(BatchLimits(), max_waiting=1)
-        batcher.put(b"xx")
-        waiting = asyncio.create_task(batcher.room())
-        await asyncio.sleep(0)
-        batcher.close()
-        await asyncio.wait_for(waiting, 1)
-
-    asyncio.run(run())
-
-
-def test_the_producer_waits_from_one_byte_over_the_bound_until_the_consumer_is_at_it_again() -> None:
-    async def run() -> None:
-        batcher = Batcher(BatchLimits(minimum=1, maximum=1, growth=1.0), max_waiting=10)
+        said = list[str]()
+        made = Batcher(BatchLimits(minimum=1, maximum=1), lambda: said.append("pause"), lambda: said.append("resume"), max_waiting=300)
         for _ in range(3):  # the count is right every time round
-            batcher.put(b"x" * 6)
-            batcher.put(b"x" * 4)
-            assert batcher._room.is_set(), "10 bytes are at the bound, not over it"
-            batcher.put(b"x" * 1)
-            assert not batcher._room.is_set()
-            assert await batcher.take() == [b"x" * 6]
-            assert batcher._room.is_set()
-            batcher.put(b"x" * 5)
-            assert batcher._room.is_set()
-            batcher.put(b"x")
-            assert not batcher._room.is_set()
-            assert await batcher.take() == [b"x" * 4]
-            assert await batcher.take() == [b"x"]
-            assert await batcher.take() == [b"x" * 5]
-            assert await batcher.take() == [b"x"]
+            said.clear()
+            one = token(size=150 - len(token()))
+            made.put(one)
+            made.put(one)
+            assert not said, "300 bytes are at the bound, not over it"
+            made.put(b"x\n\n")
+            made.put(b"y\n\n")
+            assert said == ["pause"], "it is told once"
+            assert await made.take() == one
+            assert said == ["pause", "resume"]
+            assert await made.take() == one + b"x\n\ny\n\n"
 
     asyncio.run(run())
+
+
+def test_the_frame_that_opens_a_chat_answer_is_no_token() -> None:
+    opening = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+    quoted = b'data: {"choices":[{"index":0,"delta":{"content":"\\"role\\":\\"assistant\\""}}]}\n\n'
+    assert [tokens_in(run) for run in (opening, token(), opening + token() + token(), quoted, NO_TOKEN, b"")] == [0, 1, 2, 1, 0, 0]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint.find import Weights
+from handler.engine import EngineKind
 from handler.engines import choose_engine
 from handler.errors import EngineFailedToStart
 from handler.fastdeploy.flags import variable_names
-from handler.launch import Engine
 from handler.settings import read_settings
 
 CONFIG = {
@@ -66,7 +66,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def chosen(checkpoint: Path, **texts: str) -> tuple[Engine, Callable[[], None]]:
+def chosen(checkpoint: Path, **texts: str) -> tuple[EngineKind, Callable[[], None]]:
     written = {"MODEL": str(checkpoint), "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "FD_LOG_DIR": "/logs", **texts}
     settings = read_settings(written, engine_names=variable_names())
     return choose_engine(settings)(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))

@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from typing import Any
 
 import aiohttp
@@ -17,16 +16,15 @@ import psutil
 import pytest
 from yarl import URL
 
-from handler import health, web
-from handler.dialect import Exchange
-from handler.engine import SupervisedEngine
-from handler.ledger import Ledger
+from handler import web
+from handler.exchange import Exchange
+from handler.gate import Gate
 from handler.lifecycle import Event, Lifecycle
-from handler.limits import Gate
 from handler.metrics import Metrics
 from handler.proxy import Proxy
 from handler.settings import read_settings
 from tests.handler.test_http import MESSAGES, free_port, ready, serving
+from tests.handler.test_relay import PlayedEngine
 from tests.handler.worker_process import Worker, aborted_at, replayed_engine
 
 pytestmark = pytest.mark.anyio
@@ -229,10 +227,10 @@ async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(web, "BODY_TIMEOUT", 0.3)
     settings, lifecycle, port = read_settings({"MODEL": "m", "MAX_CONCURRENCY": "1"}), Lifecycle(), free_port()
     lifecycle.report(Event.ENGINE_READY)
-    metrics = Metrics(lifecycle, Ledger(), 1, restarts=int)
-    engine = SupervisedEngine("http://127.0.0.1:9", Future(), lambda: None, print, Exchange)
-    face = web.Face(Proxy(engine, settings.limits), settings, lifecycle, metrics, Gate(1, 60))
-    async with health.listening(face.application(), "PORT", port), Raw.open(f"http://127.0.0.1:{port}") as connection:
+    metrics = Metrics(lifecycle, 1, restarts=int)
+    engine = PlayedEngine(9, Exchange)
+    routes = web.Routes(Proxy(engine, settings.limits), settings, lifecycle, metrics, Gate(1, 60))
+    async with web.listening(routes.application(), "PORT", port), Raw.open(f"http://127.0.0.1:{port}") as connection:
         status, _, body = await connection.ask(request("POST", CHAT, b'{"messages"', Content_Length="100"))
         assert (status, json.loads(body)["error"]["code"]) == (408, "body_timeout")
         async with Raw.open(f"http://127.0.0.1:{port}") as other:
@@ -241,9 +239,9 @@ async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
 
 
 async def test_headers_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_IDLE", 0.5)
+    monkeypatch.setattr(web, "_IDLE", 0.5)
     port = free_port()
-    async with health.listening(health.application(), "PORT", port):
+    async with web.listening(web.application(), "PORT", port):
         for sent in (b"", b"GET / HTTP/1.1\r\nX: a", request("GET", "/")):  # silent, slow, and idle after an answer
             async with Raw.open(f"http://127.0.0.1:{port}") as connection:
                 started = time.monotonic()
@@ -272,10 +270,10 @@ async def test_what_is_no_http_is_refused_and_nothing_of_it_is_logged(sent: byte
     caplog.set_level(logging.DEBUG)
     settings, lifecycle, port = read_settings({"MODEL": "m"}), Lifecycle(), free_port()
     lifecycle.report(Event.ENGINE_READY)
-    metrics = Metrics(lifecycle, Ledger(), 1, restarts=int)
-    engine = SupervisedEngine("http://127.0.0.1:9", Future(), lambda: None, print, Exchange)
-    face = web.Face(Proxy(engine, settings.limits), settings, lifecycle, metrics, Gate(1, 60))
-    async with health.listening(face.application(), "PORT", port), Raw.open(f"http://127.0.0.1:{port}") as connection:
+    metrics = Metrics(lifecycle, 1, restarts=int)
+    engine = PlayedEngine(9, Exchange)
+    routes = web.Routes(Proxy(engine, settings.limits), settings, lifecycle, metrics, Gate(1, 60))
+    async with web.listening(routes.application(), "PORT", port), Raw.open(f"http://127.0.0.1:{port}") as connection:
         await connection.send(sent)
         assert b" 400 " in await connection.rest()
     assert SECRET.decode() not in caplog.text

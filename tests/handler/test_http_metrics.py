@@ -165,7 +165,7 @@ async def test_a_worker_that_takes_jobs_offers_its_figures_where_a_port_is_named
         assert found["worker_generation_tokens_total"] > 3
         assert found["worker_time_to_first_token_seconds_count"] == 1
         assert found['worker_state{state="ready"}'] == 1
-        assert found['worker_cold_start_seconds{phase="SDK imported"}'] > 0
+        assert found['worker_cold_start_seconds{phase="taking jobs"}'] > 0
         async with session.get(f"http://127.0.0.1:{port}/ping") as ping:
             assert ping.status == 200
         async with session.get(f"http://127.0.0.1:{port}/v1/models") as answer:

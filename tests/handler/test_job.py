@@ -38,6 +38,7 @@ def test_any_input_is_a_request_or_the_callers_error_naming_a_field(job_input: A
         assert request.method in methods_of(request.path)
         assert ".." not in request.path.split("/")
         json.dumps(request.body, allow_nan=False)
+        assert request.batch is not None
         assert 1 <= request.batch.minimum <= request.batch.maximum
         assert request.batch.growth >= 1
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import re
+import time
 
+import psutil
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from handler.lifecycle import MOVES, Event, IllegalMove, Lifecycle, State
+from handler.lifecycle import MOVES, ColdStart, Event, IllegalMove, Lifecycle, State
 from tests.strategies import SETTINGS
 
 
@@ -103,3 +107,17 @@ def test_every_pair_of_state_and_event_is_a_move_or_an_error_naming_both(state: 
 
 def test_the_table_has_a_row_for_every_state() -> None:
     assert set(MOVES) == set(State)
+
+
+def test_phases_are_counted_from_the_start_of_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    start = ColdStart()
+    start.note("first")
+    start.note("second")
+    start.show()
+    found = re.fullmatch(r"cold start: first (\d+\.\d\d) s, second (\d+\.\d\d) s", caplog.messages[-1])
+    assert found
+    first, second = (float(seconds) for seconds in found.groups())
+    age = time.time() - psutil.Process().create_time()
+    assert first <= second
+    assert abs(age - second) < 1.5

@@ -8,7 +8,7 @@ import uuid
 
 import psutil
 
-from handler.early import MARK
+from handler.prestart import MARK
 from handler.processes import Family
 
 # Starts a grandchild in a session of its own that outlives its parent, and one that stays; both print nothing.

@@ -1,4 +1,4 @@
-"""The worker under the real RunPod SDK loop."""
+"""The worker as RunPod's queue sees it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def ends(process: psutil.Process, seconds: float) -> bool:
     return False
 
 
-async def test_all_job_shapes_are_answered_over_the_real_sdk_loop(engine_variables: dict[str, str], jobs: JobServer) -> None:
+async def test_all_job_shapes_are_answered(engine_variables: dict[str, str], jobs: JobServer) -> None:
     async with Worker(engine_variables, jobs.environment()) as worker:
         whole = await jobs.submit(chat()).wait_done(30)
         [answer] = whole["output"]

@@ -168,14 +168,37 @@ def test_a_baked_file_that_cannot_be_read_is_a_problem_and_a_missing_one_is_none
 
 def test_defaults_are_those_of_the_table() -> None:
     settings = read(MODEL="org/name")
-    assert settings.batch == BatchLimits(minimum=1, maximum=50, growth=3.0)
+    assert settings.batch.filled() is None, "nothing is held back unless the operator says so"
     assert settings.model.served_name == "org/name"
     assert settings.limits.max_concurrency == 4 * settings.engine.max_num_seqs == 32
     assert not settings.model.token
 
 
+@pytest.mark.parametrize(
+    ("texts", "bounds"),
+    [
+        ({"DEFAULT_BATCH_SIZE": "20"}, (1, 20, 3.0)),
+        ({"DEFAULT_MIN_BATCH_SIZE": "5"}, (5, 50, 3.0)),
+        ({"DEFAULT_MIN_BATCH_SIZE": "60"}, (60, 60, 3.0)),
+        ({"DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "2"}, (1, 50, 2.0)),
+        ({"DEFAULT_BATCH_SIZE": "7", "DEFAULT_MIN_BATCH_SIZE": "2", "DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "1.5"}, (2, 7, 1.5)),
+    ],
+)
+def test_a_bound_on_pieces_that_is_set_brings_the_others_along(texts: dict[str, str], bounds: tuple[int, int, float]) -> None:
+    """Rule: "The batching variables keep their meaning for those who set them." """
+    assert read(MODEL="org/name", **texts).batch.filled() == BatchLimits(minimum=bounds[0], maximum=bounds[1], growth=bounds[2])
+
+
+def test_a_growth_that_shrinks_is_refused() -> None:
+    assert problems(MODEL="m", DEFAULT_BATCH_SIZE_GROWTH_FACTOR="0.9") == [
+        "DEFAULT_BATCH_SIZE_GROWTH_FACTOR: got 0.9, expected a number from 1 to 1000, or 0"
+    ]
+
+
 def test_all_problems_come_at_once() -> None:
-    found = problems(MAX_NUM_SEQS="many", ENGINE="gpu", MAX_MODEL_LN="9", DEFAULT_MIN_BATCH_SIZE="60", LOG_LEVEL="loud")
+    found = problems(
+        MAX_NUM_SEQS="many", ENGINE="gpu", MAX_MODEL_LN="9", DEFAULT_MIN_BATCH_SIZE="60", DEFAULT_BATCH_SIZE="50", LOG_LEVEL="loud"
+    )
     assert sorted(problem.split(":")[0] for problem in found) == [
         "DEFAULT_MIN_BATCH_SIZE",
         "ENGINE",
@@ -216,7 +239,7 @@ def test_what_every_container_has_is_no_misspelt_variable(name: str) -> None:
         ("ENGINE_STARTUP_TIMEOUT", "soon", "expected a number"),
         ("ENGINE_STARTUP_TIMEOUT", "nan", "expected a number from 1 to 86400"),
         ("ENGINE_STARTUP_TIMEOUT", "inf", "expected a number from 1 to 86400"),
-        ("DEFAULT_BATCH_SIZE_GROWTH_FACTOR", "0.9", "expected a number from 1 to 1000"),
+        ("DEFAULT_BATCH_SIZE_GROWTH_FACTOR", "1001", "expected a number from 0 to 1000"),
         ("PORT", "70000", "expected a number from 0 to 65535"),
     ],
 )

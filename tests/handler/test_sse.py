@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import EngineDied
-from handler.sse import FrameSplitter, data_of, is_done
+from handler.sse import FrameSplitter, data_of, ends_with_done, frames_of, is_done
 from tests.strategies import SETTINGS, cuts, frames
 
 STREAM = 'data: {"c":"日本\u2028\u0085 語"} \n\ndata: one\r\ndata: two\r\n\r\n: comment\n\ndata:\n\ndata: 😀\r\rdata: [DONE]\n\n'.encode()
@@ -21,8 +21,9 @@ FRAMES = [
 
 def split(chunks: list[bytes]) -> list[bytes]:
     splitter = FrameSplitter()
-    found = [frame for chunk in chunks for frame in splitter.feed(chunk)]
-    return found + splitter.close()
+    runs = [splitter.feed(chunk) for chunk in chunks]
+    runs.append(splitter.close())
+    return [frame for run in runs for frame in frames_of(run)]
 
 
 @pytest.mark.parametrize("position", range(len(STREAM) + 1))
@@ -68,21 +69,21 @@ def test_blank_lines_at_the_end_are_no_frame(end: bytes) -> None:
 
 def test_a_frame_is_given_back_as_soon_as_its_last_byte_is_there() -> None:
     splitter = FrameSplitter()
-    assert splitter.feed(b"data: x\n") == []
-    assert splitter.feed(b"\n") == [b"data: x\n\n"]
-    assert splitter.feed(b"data: y\r\n\r") == []
-    assert splitter.feed(b"\n") == [b"data: y\r\n\r\n"]
+    assert splitter.feed(b"data: x\n") == b""
+    assert splitter.feed(b"\n") == b"data: x\n\n"
+    assert splitter.feed(b"data: y\r\n\r") == b""
+    assert splitter.feed(b"\n") == b"data: y\r\n\r\n"
 
 
 def test_a_frame_without_end_is_given_up_at_the_bound() -> None:
     splitter = FrameSplitter(max_frame=10)
-    assert splitter.feed(b"x" * 10) == []
+    assert splitter.feed(b"x" * 10) == b""
     with pytest.raises(EngineDied, match="11 bytes without the end of an event, expected at most 10"):
         splitter.feed(b"x")
 
 
 def test_many_frames_in_one_chunk_are_no_frame_over_the_bound() -> None:
-    assert len(FrameSplitter(max_frame=10).feed(b"data: 1\n\n" * 50)) == 50
+    assert FrameSplitter(max_frame=10).feed(b"data: 1\n\n" * 50) == b"data: 1\n\n" * 50
 
 
 @pytest.mark.parametrize(
@@ -122,3 +123,28 @@ def test_blank_lines_at_the_start_are_kept_in_front(start: bytes) -> None:
 def test_anything_but_line_ends_after_the_last_frame_is_half_a_frame(rest: bytes) -> None:
     with pytest.raises(EngineDied, match=f"ended inside an event, after {len(rest)} bytes"):
         split([b"data: x\n\n" + rest])
+
+
+@SETTINGS
+@given(st.data())
+def test_a_run_is_cut_into_the_frames_that_it_was_made_of(data: st.DataObject) -> None:
+    """Rule: the way that passes a chunk as a whole and the way that looks at each frame give the same bytes."""
+    stream = b"".join(data.draw(st.lists(frames(), max_size=6)))
+    splitter = FrameSplitter()
+    for chunk in data.draw(cuts(stream)):
+        run = splitter.feed(chunk)
+        assert b"".join(frames_of(run)) == run
+        assert all(frame.strip(b"\r\n") for frame in frames_of(run)) or not run.strip(b"\r\n") or b"\n\n" in run
+
+
+@pytest.mark.parametrize(
+    ("run", "done"),
+    [
+        (b"data: x\n\ndata: [DONE]\n\n", True),
+        (b"data: [DONE]\n\n: bye\n\n", True),
+        (b'data: {"text":"[DONE]"}\n\n', False),
+        (b"", False),
+    ],
+)
+def test_a_run_with_the_done_frame_is_the_end_of_a_stream(run: bytes, done: bool) -> None:
+    assert ends_with_done(run) is done

@@ -18,7 +18,7 @@ import contextlib
 import json
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, final
 from uuid import uuid4
@@ -81,6 +81,17 @@ class Ping:
     query: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One request as it came."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something that no correct worker does."""
@@ -112,6 +123,8 @@ class JobServer:
         self.pings: list[Ping] = []
         self.problems: list[Problem] = []
         self.port = 0
+        self.traffic: list[Traffic] | None = None
+        """Every request, once a list is put here."""
         self.open_takes = 0
         """How many job-take polls are waiting now; above 0 a worker is ready."""
         self._queue: deque[Job] = deque()
@@ -120,7 +133,7 @@ class JobServer:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> "JobServer":
-        application = web.Application(client_max_size=MAX_BODY_BYTES)
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._record])
         application.add_routes(self.routes())
         # Without handler_cancellation a poll whose client is gone would still take a job.
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -201,6 +214,13 @@ class JobServer:
             web.post(f"{base}/job-done/{{worker}}/{{job}}", self._done),
             web.post(f"{base}/job-stream/{{worker}}/{{job}}", self._streamed),
         ]
+
+    @web.middleware
+    async def _record(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        if self.traffic is not None:
+            body = await request.read()
+            self.traffic.append(Traffic(request.method, request.path, dict(request.query), dict(request.headers), body))
+        return await handler(request)
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
         refusal = await self._refusal(request, "job-take")

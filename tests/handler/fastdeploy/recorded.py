@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handler.fastdeploy.assemble import Assembler
-from handler.sse import FrameSplitter
+from handler.sse import FrameSplitter, frames_of
 from tests.twins.replay.recordings import RELEASES, json_object, load
 
 ROUTES = ("/v1/chat/completions", "/v1/completions")
@@ -34,7 +34,7 @@ class Exchange:
         return json.dumps([self.release, self.case.partition("_")[0], self.path, rest], sort_keys=True)
 
     def frames(self) -> list[bytes]:
-        return FrameSplitter().feed(self.body)
+        return frames_of(FrameSplitter().feed(self.body))
 
     def answer(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.body)

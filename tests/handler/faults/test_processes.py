@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from handler.early import MARK
 from handler.logs import Tail
+from handler.prestart import MARK
 from handler.processes import Family
 
 _PR_SET_CHILD_SUBREAPER = 36

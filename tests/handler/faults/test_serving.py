@@ -69,7 +69,7 @@ async def test_a_bad_answer_fails_its_job_once_with_the_cause_and_the_worker_liv
         for job in (whole, stream):
             await job.wait_done(10)
             error = error_of(job)
-            assert error["code"] == code
+            assert error["code"] == code, error
             assert words in error["message"]
             assert ".py" not in json.dumps(job.result)
         seconds = time.monotonic() - began

@@ -11,7 +11,7 @@ import uuid
 import psutil
 import pytest
 
-from handler.early import SERVER, Waiting, new_mark, start_early
+from handler.prestart import SERVER, Prestarted, new_mark, prestart
 from tests import ROOT
 from tests.handler.test_http import free_port
 from tests.handler.worker_process import Worker, replayed_engine
@@ -51,7 +51,7 @@ def test_a_hopeless_start_leaves_no_interpreter_waiting(wrong: dict[str, str]) -
 def test_an_interpreter_that_waits_for_a_worker_that_was_killed_ends() -> None:
     """Rule: it waits on a pipe that only the worker holds, whose end is the worker's end."""
     mark = uuid.uuid4().hex
-    code = "import os, signal; from handler.early import *; start_early(os.environ); os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal; from handler.prestart import *; prestart(os.environ); os.kill(os.getpid(), signal.SIGKILL)"
     environment = {**os.environ, "ENGINE": "fastdeploy", "ENGINE_PYTHON": sys.executable, "TEST_RUN": mark}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=50, check=False)
     deadline = time.monotonic() + 20
@@ -63,7 +63,7 @@ def test_an_interpreter_that_waits_for_a_worker_that_was_killed_ends() -> None:
 def test_an_interpreter_that_waits_gets_no_secret() -> None:
     """Rule: secrets stay out of the engine's environment, also of the one that it is started with."""
     environment = {**os.environ, "HF_TOKEN": "hf_secret", "RUNPOD_AI_API_KEY": "key_secret"}
-    with Waiting(sys.executable, environment, new_mark()) as waiting:
+    with Prestarted(sys.executable, environment, new_mark()) as waiting:
         inherited = psutil.Process(waiting.process.pid).environ()
     assert "HF_TOKEN" not in inherited
     assert "RUNPOD_AI_API_KEY" not in inherited
@@ -71,21 +71,21 @@ def test_an_interpreter_that_waits_gets_no_secret() -> None:
 
 
 def test_another_interpreter_than_the_one_that_waits_is_not_told() -> None:
-    with Waiting(sys.executable, os.environ, new_mark()) as waiting:
-        assert not waiting.serve(["another-python", SERVER, "--port", "1"], os.environ)
+    with Prestarted(sys.executable, os.environ, new_mark()) as waiting:
+        assert not waiting.hand_over(["another-python", SERVER, "--port", "1"], os.environ)
     assert waiting.process.returncode is not None
 
 
 def test_an_interpreter_that_has_ended_is_not_taken_for_one_that_serves() -> None:
-    with Waiting("false", os.environ, new_mark()) as waiting:
+    with Prestarted("false", os.environ, new_mark()) as waiting:
         waiting.process.wait()
         for _ in range(2):
-            assert not waiting.serve([*waiting.argv, "--port", "1"], os.environ)
+            assert not waiting.hand_over([*waiting.argv, "--port", "1"], os.environ)
 
 
 @pytest.mark.parametrize(
     "environment", [{}, {"ENGINE": "cpu"}, {"ENGINE": "auto"}, {"ENGINE": "fastdeploy", "ENGINE_PYTHON": "/nowhere/python"}]
 )
 def test_nothing_waits_where_fastdeploy_is_not_named_or_its_interpreter_is_not_there(environment: dict[str, str]) -> None:
-    with start_early(environment) as waiting:
+    with prestart(environment) as waiting:
         assert waiting is None

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler import taking
+from handler import job_api
 from handler.errors import InvalidJob
-from handler.taking import Taker, read_jobs
+from handler.job_api import JobPoll, read_jobs
+from tests.handler.played import playing
 from tests.strategies import SETTINGS
 from tools.serve.job_server import Fault, JobServer
 
@@ -61,13 +62,22 @@ async def distant(port: int, seconds: float) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def taker(server: JobServer, port: int = 0) -> AsyncIterator[Taker]:
+async def polling_at(port: int) -> AsyncIterator[JobPoll]:
+    with contextlib.closing(JobPoll(lambda _: f"http://127.0.0.1:{port}/job-take/w?a=b", {})) as entered:
+        yield entered
+
+
+@contextlib.asynccontextmanager
+async def taker(server: JobServer, port: int = 0) -> AsyncIterator[JobPoll]:
     def url(room: int) -> str:
         route = "job-take" if room == 1 else "job-take-batch"
         return f"http://127.0.0.1:{port or server.port}/v2/{server.endpoint}/{route}/w?gpu=FAKE&batch_size={room}"
 
-    async with Taker({"Authorization": server.api_key}, url) as entered:
-        yield entered
+    poll = JobPoll(url, {"Authorization": server.api_key})
+    try:
+        yield poll
+    finally:
+        poll.close()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -119,21 +129,17 @@ async def test_a_server_that_ignores_that_nobody_waits_is_left_within_two_second
         writer.close()
 
     asked = asyncio.Event()
-    listener = await asyncio.start_server(hold, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/job-take/w?a=b"
-    async with Taker({}, lambda _: url) as entered:
+    async with playing(hold) as port, polling_at(port) as entered:
         polling = asyncio.ensure_future(entered.jobs(1))
         await asyncio.wait_for(asked.wait(), 5)
         began = time.monotonic()
         entered.leave()
         assert await polling == []
         assert time.monotonic() - began < 2
-    never.set()
-    listener.close()
 
 
 @contextlib.asynccontextmanager
-async def handing_out(begins: float, ends: float) -> AsyncIterator[tuple[Taker, asyncio.Event, list[bool]]]:
+async def handing_out(begins: float, ends: float) -> AsyncIterator[tuple[JobPoll, asyncio.Event, list[bool]]]:
     """A taker of the one job of a server, whose answer begins and ends so many seconds after the poll; when it has been asked, and
     whether the taker had closed its side by the time that half of the answer was sent."""
     body, asked, closed, left = b'{"id": "a", "input": {}}', asyncio.Event(), list[bool](), asyncio.Event()
@@ -148,14 +154,11 @@ async def handing_out(begins: float, ends: float) -> AsyncIterator[tuple[Taker, 
         writer.write(body[10:])
         writer.close()
 
-    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/job-take/w?a=b"
     leaving = asyncio.ensure_future(left.wait())
-    async with Taker({}, lambda _: url) as entered:
+    async with playing(answer) as port, polling_at(port) as entered:
         yield entered, asked, closed
     left.set()
     await leaving
-    listener.close()
 
 
 @pytest.mark.parametrize("why", ["leaving", "poll over"])
@@ -163,9 +166,9 @@ async def handing_out(begins: float, ends: float) -> AsyncIterator[tuple[Taker, 
 async def test_a_job_that_is_being_received_as_its_poll_ends_is_received_whole(
     begins: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(taking, "LAST_WORDS", 0.8)
+    monkeypatch.setattr(job_api, "LAST_WORDS", 20)
     if why == "poll over":
-        monkeypatch.setattr(taking, "POLL_LIMIT", 0.25)
+        monkeypatch.setattr(job_api, "POLL_LIMIT", 0.25)
     async with handing_out(begins, 1.6) as (entered, asked, closed):
         polling = asyncio.ensure_future(entered.jobs(1))
         await asked.wait()
@@ -176,7 +179,7 @@ async def test_a_job_that_is_being_received_as_its_poll_ends_is_received_whole(
 
 
 async def test_an_answer_that_never_ends_is_given_up_and_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(taking, "RECEIVING_LIMIT", 0.2)
+    monkeypatch.setattr(job_api, "RECEIVING_LIMIT", 0.2)
     async with handing_out(0, 20) as (entered, asked, _):
         polling = asyncio.ensure_future(entered.jobs(1))
         await asked.wait()
@@ -188,7 +191,7 @@ async def test_an_answer_that_never_ends_is_given_up_and_told(monkeypatch: pytes
 
 
 async def test_a_poll_that_takes_too_long_is_ended_without_loss_and_asked_again(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taking, "POLL_LIMIT", 0.2)
+    monkeypatch.setattr(job_api, "POLL_LIMIT", 0.2)
     async with taker(server) as entered:
         assert await entered.jobs(1) == []
         await server.wait_idle(5)
@@ -202,9 +205,8 @@ async def test_a_poll_that_takes_too_long_is_ended_without_loss_and_asked_again(
 async def test_polls_that_fail_are_repeated_with_growing_pauses_and_told_once(
     server: JobServer, status: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "handler.taking")
-    # A GET whose connection fails is sent a second time by the HTTP client itself.
-    server.faults["job-take"] = Fault(times=3 if status else 6, status=status)
+    caplog.set_level(logging.INFO, "handler.job_api")
+    server.faults["job-take"] = Fault(times=3, status=status)
     job = server.submit({})
     async with taker(server) as entered:
         found = list[dict[str, Any]]()
@@ -213,7 +215,7 @@ async def test_polls_that_fail_are_repeated_with_growing_pauses_and_told_once(
     assert found == [{"id": job.id, "input": {}}]
     assert job.taken_at
     times = sorted([*(refusal.at for refusal in server.refusals), job.taken_at])
-    pauses = [later - earlier for earlier, later in itertools.pairwise(times[:: 1 if status else 2])]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     for pause, middle in zip(pauses, [0.25, 0.5, 1], strict=True):
         assert middle / 2 <= pause < middle * 1.5 + 0.5, pauses
     told = [record.getMessage() for record in caplog.records]
@@ -281,7 +283,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ('{"id": "x"}', "input: missing", "invalid_value"),
         (f'{{"id": "x", "input": {DEEP}}}', "input: nested deeper than 200 levels", "too_deep"),
         (f'{{"id": "x", "input": {{"a": {{"b": {DEEP}, "c": 1}}}}}}', "input: nested deeper than 200 levels", "too_deep"),
-        (json.dumps({"id": "x", "input": {"prompt": "é" * 6_000_000}}), "expected at most 10485760", "too_large"),
+        (json.dumps({"id": "x", "input": {"prompt": "é" * 11_000_000}}), "expected at most 20971520", "too_large"),
     ],
     ids=["missing", "deep", "deep-inside", "large"],
 )

@@ -1,4 +1,4 @@
-"""Start the engine's interpreter before anything else is imported: what it shall serve, and how, is found out while it starts.
+"""Start the engine's interpreter before anything else is imported: what it serves, and how, is decided while it starts.
 
 Only where the environment says that FastDeploy is the engine, as GPU images do. The interpreter runs fastdeploy/serve_on_loopback.py,
 which imports what every server needs and waits for its flags on standard input; if none come, because the start is hopeless or another
@@ -14,7 +14,7 @@ import re
 import subprocess  # noqa: TID251
 from collections.abc import Mapping, Sequence
 
-__all__ = ["ENGINE_PYTHON", "MARK", "SERVER", "Waiting", "engine_environment", "new_mark", "start_early", "start_process"]
+__all__ = ["ENGINE_PYTHON", "MARK", "SERVER", "Prestarted", "engine_environment", "new_mark", "prestart", "start_process"]
 
 MARK = "WORKER_ENGINE"
 """The variable that marks the engine's processes, wherever they go: the worker's process id, a dash, and a word unique to one start."""
@@ -56,39 +56,35 @@ def start_process(
     )
 
 
-class Waiting:
-    """An interpreter that waits for its flags, as a context manager: leaving ends it unless it got them."""
+class Prestarted:
+    """An interpreter that waits for its flags, as a context manager: leaving ends it unless it received them."""
 
     def __init__(self, interpreter: str, environment: Mapping[str, str], mark: str) -> None:
-        self.argv, self.mark, self._serves = [interpreter, SERVER], mark, False
+        self.argv, self.mark, self._used = [interpreter, SERVER], mark, False
         self.process = start_process([*self.argv, "--wait"], engine_environment(environment), mark, stdin=subprocess.PIPE)
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> Prestarted:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.dismiss()
-
-    def dismiss(self) -> None:
-        """End it if it still waits."""
-        if not self._serves:
+        if not self._used:
             self.process.kill()
             self.process.wait()
             for pipe in filter(None, (self.process.stdin, self.process.stdout)):
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def serve(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Give it its flags and its whole environment; return whether it was waiting for just this program, and took them."""
+    def hand_over(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Send it its flags and its whole environment; return whether it waited for just this program and took them."""
         if list(argv[:2]) != self.argv or not self.process.stdin or self.process.stdin.closed:
             return False
-        told = {"arguments": list(argv[2:]), "environment": {**environment, MARK: self.mark}}
+        start = {"arguments": list(argv[2:]), "environment": {**environment, MARK: self.mark}}
         try:
             with self.process.stdin as pipe:
-                pipe.write(json.dumps(told).encode())
+                pipe.write(json.dumps(start).encode())
         except OSError:  # it has ended
             return False
-        self._serves = True
+        self._used = True
         return True
 
 
@@ -97,10 +93,10 @@ def new_mark() -> str:
     return f"{os.getpid()}-{os.urandom(16).hex()}"
 
 
-def start_early(environment: Mapping[str, str]) -> contextlib.AbstractContextManager[Waiting | None]:
+def prestart(environment: Mapping[str, str]) -> contextlib.AbstractContextManager[Prestarted | None]:
     """Start FastDeploy's interpreter if the environment says that there is one; whatever is wrong with it is found later."""
     if environment.get("ENGINE", "").strip().lower() == "fastdeploy":
         interpreter = environment.get("ENGINE_PYTHON", "").strip() or ENGINE_PYTHON
         with contextlib.suppress(OSError):
-            return Waiting(interpreter, environment, new_mark())
+            return Prestarted(interpreter, environment, new_mark())
     return contextlib.nullcontext()

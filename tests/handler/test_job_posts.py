@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import math
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.delivery import Addresses, Delivery, Patience, to_json
+from handler.http1 import Client, Target
+from handler.job_api import Addresses, JobPosts, RetryPolicy
+from handler.json_text import to_json
 from tests.strategies import SETTINGS
 from tools.serve.job_server import MAX_CHUNK_BYTES, Fault, JobServer
 from tools.serve.platform_job import Job
 
 pytestmark = pytest.mark.anyio
 
-PIECE = Patience(total=10, silence=0.6, after_silence=False, to_the_end=False)
-RESULT = Patience(total=20, silence=0.6, after_silence=True, to_the_end=True)
+PIECE = RetryPolicy(total=10, silence=0.6, after_silence=False, to_the_end=False)
+RESULT = RetryPolicy(total=20, silence=0.6, after_silence=True, to_the_end=True)
 
 
 @pytest.fixture
@@ -35,19 +37,24 @@ async def server() -> AsyncIterator[JobServer]:
         yield running
 
 
-def addresses(server: JobServer, job: str) -> Addresses:
-    base = f"{server.url}/v2/{server.endpoint}"
-    return Addresses(pieces=f"{base}/job-stream/w/{job}?gpu=FAKE&isStream=false", result=f"{base}/job-done/w/{job}?gpu=FAKE&isStream=true")
+@contextlib.contextmanager
+def posting_to(server: JobServer, job: str, **policies: RetryPolicy) -> Iterator[JobPosts]:
+    """The posts of one job."""
+    environment = server.environment("w")
+    client = Client(Target.parse(server.url), headers={"Authorization": server.api_key})
+    try:
+        yield JobPosts(client, client, job, Addresses.read(environment), **policies)
+    finally:
+        client.close()
 
 
-async def deliver(server: JobServer, pieces: list[Any], *, piece: Patience = PIECE, result: Patience = RESULT) -> Job:
+async def deliver(server: JobServer, pieces: list[Any], *, piece: RetryPolicy = PIECE, result: RetryPolicy = RESULT) -> Job:
     """Stream and end one job."""
     job = server.submit({})
-    async with aiohttp.ClientSession(headers={"Authorization": server.api_key}) as session:
-        delivery = Delivery(session, job.id, addresses(server, job.id), piece=piece, result=result)
+    with posting_to(server, job.id, piece=piece, result=result) as posts:
         for value in pieces:
-            await delivery.piece(value)
-        await delivery.result({"output": pieces})
+            await posts.piece(value)
+        await posts.result()
     return job
 
 
@@ -170,14 +177,13 @@ async def test_a_server_that_comes_back_gets_everything(server: JobServer) -> No
     late = JobServer()
     late.port = port
     job = late.submit({})
-    async with aiohttp.ClientSession(headers={"Authorization": late.api_key}) as session:
-        delivery = Delivery(session, job.id, addresses(late, job.id))
-        posting = asyncio.ensure_future(delivery.piece("early"))
+    with posting_to(late, job.id) as posts:
+        posting = asyncio.ensure_future(posts.piece("early"))
         await asyncio.wait({posting}, timeout=0.5)
         assert not posting.done()
         async with late:
             await posting
-            assert await delivery.result({"output": ["early"]})
+            assert await posts.result()
     assert (job.stream, job.result) == (["early"], {"output": ["early"], "isStream": True})
 
 

@@ -21,16 +21,16 @@ class Exchange:
     def __init__(self, request: Request) -> None:
         self.sent = request
 
-    def frame(self, frame: bytes) -> list[bytes]:
-        """Return what the caller gets of the next frame of a stream that the caller asked for; most often that frame."""
-        return [frame]
+    def run(self, run: bytes) -> bytes:
+        """Return what the caller gets of the next whole frames of a stream that the caller asked for; most often just these."""
+        return run
 
     def whole(self, answer: Any) -> Any:
         """Return what the caller gets of a whole answer."""
         return answer
 
-    def collect(self, frame: bytes) -> None:
-        """Take the next frame of a stream that the caller did not ask for."""
+    def collect(self, run: bytes) -> None:
+        """Take the next whole frames of a stream that the caller did not ask for."""
         raise NotImplementedError
 
     def collected(self) -> Any:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.body import check_content_type, read_object
 from handler.errors import InvalidJob
+from handler.json_text import check_content_type, read_object
 from tests.strategies import JSON_VALUES, SETTINGS
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from handler.errors import Unavailable
-from handler.limits import Gate
+from handler.gate import Gate
 
 pytestmark = pytest.mark.anyio
 
