@@ -17,8 +17,8 @@ from checkpoint.find import Places, Source, find_weights
 from checkpoint.unavailable import ModelUnavailable
 from handler.departure import Departure
 from handler.early import ENGINE_PYTHON, Waiting
-from handler.engines import choose_engine
-from handler.errors import WorkerError
+from handler.engines import choose_engine, further_problems
+from handler.errors import InvalidSettings, WorkerError
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.launch import Launcher
 from handler.ledger import Ledger
@@ -36,7 +36,7 @@ def run(argv: list[str], environment: MutableMapping[str, str], waiting: Waiting
     lifecycle, ledger = Lifecycle(), Ledger()
     departure = Departure(lifecycle, waiting)
     try:
-        settings = read_settings(environment, engine_names=variable_names())
+        settings = _read(environment)
         configure(settings.log_level, platform="RUNPOD_ENDPOINT_ID" in environment)
         return 0 if _serve(settings, lifecycle, ledger, environment, argv, departure) and lifecycle.state is not State.DEAD else 1
     except (WorkerError, ModelUnavailable) as error:
@@ -47,6 +47,14 @@ def run(argv: list[str], environment: MutableMapping[str, str], waiting: Waiting
         return 1
     finally:
         departure.give_way()
+
+
+def _read(environment: Mapping[str, str]) -> Settings:
+    """Return the settings, or name all that is wrong with them and with the engine's variables at once."""
+    try:
+        return read_settings(environment, engine_names=variable_names())
+    except InvalidSettings as error:
+        raise InvalidSettings(error.problems + further_problems(error)) from None
 
 
 def _serve(
@@ -61,19 +69,19 @@ def _serve(
     balanced = environment.get("RUNPOD_ENDPOINT_TYPE") == "LB"
     queue = "RUNPOD_WEBHOOK_GET_JOB" in environment and not balanced
     job = None if queue or balanced or settings.port or settings.health_port else _local_job(argv)
-    fit = choose_engine(settings)
+    start = choose_engine(settings)
     ledger.note("machine checked")
     model = settings.model
     places = Places(baked=Path(model.baked), home=Path(model.home) if model.home else None)
     source = Source(name=model.source, revision=model.revision, hub=model.origin, endpoint=model.endpoint, token=model.token.reveal())
-    weights = find_weights(source, places)
+    weights = find_weights(source, places, start.accept)
     ledger.note("weights found")
-    engine, examine = fit(weights)
+    engine = start.prepare(weights)
     launcher = departure.launcher = Launcher(engine, environment, departure.waiting)
     ledger.note("engine chosen")
     with launcher.start() as child:
         ledger.note("engine started")
-        examine()
+        engine.examine()
         # Whatever is not needed to start the engine is imported while it loads: together that takes more than a second.
         from checkpoint.read_ahead import ReadAhead
         from handler.engine import EngineProcess, supervised

@@ -1,6 +1,6 @@
 """Start the engine's process: what one kind of engine needs for that, and nothing of what it takes to watch it.
 
-One class per engine says how it is started: `CpuEngine` here, `FastDeployEngine` in fastdeploy/server.py. The worker never imports an
+One class per engine says how it is started: `CpuEngine` here, `FastDeployEngine` in fastdeploy/start.py. The worker never imports an
 engine: it talks HTTP to a port on loopback. This file is small on purpose: the engine's start is the longest part of a cold start, and
 what supervises it (engine.py, with asyncio and psutil) is imported while it runs.
 """
@@ -54,6 +54,15 @@ class Engine(Protocol):
     def log_files(self) -> Tail | None:
         """Return the log files to follow beside its output, or None."""
 
+    def examine(self) -> None:
+        """Look whether the machine can hold it, beside its start; raises EngineFailedToStart when it cannot."""
+
+    def fatal(self, line: str) -> bool:
+        """Tell whether a line of its output or its logs means its end, also where its process goes on."""
+
+    def bound_logs(self) -> None:
+        """Keep its logs small; to be called now and then while it serves."""
+
     def explain(self, lines: Iterable[str]) -> str | None:
         """Return the cause of a failure that its last lines show, with what to do about it, or None."""
 
@@ -91,6 +100,16 @@ class CpuEngine:
 
     def log_files(self) -> None:
         """It writes none."""
+
+    def bound_logs(self) -> None:
+        """It writes none."""
+
+    def examine(self) -> None:
+        """It looks at the machine's memory itself, before it loads."""
+
+    def fatal(self, line: str) -> bool:  # noqa: ARG002
+        """It ends when it cannot go on."""
+        return False
 
     def explain(self, lines: Iterable[str]) -> str | None:
         """Return its own last word: it ends every refusal with a line that says what is wrong."""

@@ -158,9 +158,7 @@ def read_settings(
         problems.append(f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co")
     if not _HEALTH_PATH.fullmatch(path := values["HEALTH_CHECK_PATH"]):
         problems.append(f"HEALTH_CHECK_PATH: got {path!r}, expected a plain path such as /ping, not below /v1 or /openai, nor /metrics")
-    if problems:
-        raise InvalidSettings(problems)
-    return Settings(
+    settings = Settings(
         model=ModelSettings(
             source=values["MODEL"],
             revision=values["MODEL_REVISION"],
@@ -205,6 +203,9 @@ def read_settings(
         log_level=values["LOG_LEVEL"],
         texts={**environment, **written},
     )
+    if problems:
+        raise InvalidSettings(problems, settings)
+    return settings
 
 
 def _read_baked(path: Path, known: Collection[str], problems: list[str]) -> dict[str, str]:

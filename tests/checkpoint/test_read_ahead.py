@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.read_ahead import ReadAhead, memory_left
+from checkpoint.memory import memory_left
+from checkpoint.read_ahead import ReadAhead
 from tests.checkpoint.checkpoints import write_checkpoint
 
 BLOCK = 8 << 20

@@ -66,10 +66,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def chosen(checkpoint: Path, **texts: str) -> tuple[Engine, Callable[[], None]]:
+def chosen(checkpoint: Path, **texts: str) -> Engine:
     written = {"MODEL": str(checkpoint), "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "FD_LOG_DIR": "/logs", **texts}
     settings = read_settings(written, engine_names=variable_names())
-    return choose_engine(settings)(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
+    return choose_engine(settings).prepare(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
 
 
 @pytest.mark.parametrize("quantization", [
@@ -80,8 +80,8 @@ def chosen(checkpoint: Path, **texts: str) -> tuple[Engine, Callable[[], None]]:
 ])  # fmt: skip
 def test_a_model_that_fits_once_it_is_quantized_is_not_refused(gpus: Callable[..., None], checkpoint: Path, quantization: str) -> None:
     gpus(RTX)
-    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
-    examine()
+    engine = chosen(checkpoint, QUANTIZATION=quantization)
+    engine.examine()
 
 
 @pytest.mark.parametrize(("quantization", "need"), [
@@ -94,9 +94,9 @@ def test_a_model_that_no_quantization_makes_small_enough_is_refused(
     gpus: Callable[..., None], checkpoint: Path, quantization: str, need: str
 ) -> None:
     gpus(RTX)
-    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    engine = chosen(checkpoint, QUANTIZATION=quantization)
     with pytest.raises(EngineFailedToStart, match=f"the weights alone need {need} on GPU 0"):
-        examine()
+        engine.examine()
 
 
 @pytest.mark.parametrize("quantization", [
@@ -107,9 +107,9 @@ def test_a_mixture_whose_bits_are_not_known_is_noted_and_not_refused(
     gpus: Callable[..., None], checkpoint: Path, quantization: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     gpus(RTX)
-    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    engine = chosen(checkpoint, QUANTIZATION=quantization)
     with caplog.at_level("INFO"):
-        examine()
+        engine.examine()
     assert "the GPU memory that the weights need could not be estimated: QUANTIZATION" in caplog.text
 
 
@@ -122,13 +122,13 @@ def test_the_gpus_that_are_looked_at_are_those_that_the_engine_gets(
     gpus: Callable[..., None], checkpoint: Path, visible: str, devices: str
 ) -> None:
     gpus(H100, H100, T4)
-    engine, examine = chosen(checkpoint, CUDA_VISIBLE_DEVICES=visible, IMAGE_ARCHITECTURES="90", IMAGE_CUDA="12.6")
+    engine = chosen(checkpoint, CUDA_VISIBLE_DEVICES=visible, IMAGE_ARCHITECTURES="90", IMAGE_CUDA="12.6")
     assert engine.variables()["CUDA_VISIBLE_DEVICES"] == devices
-    examine()
+    engine.examine()
 
 
 def test_every_gpu_that_the_engine_gets_is_looked_at(gpus: Callable[..., None], checkpoint: Path) -> None:
     gpus(H100, T4)
-    _, examine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
+    engine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
     with pytest.raises(EngineFailedToStart, match=r"the GPU is a Tesla T4 \(SM75\)"):
-        examine()
+        engine.examine()

@@ -50,7 +50,7 @@ async def answering(*options: str, stall: float = 5, fallbacks: tuple[str, ...] 
     mark = variables["TEST_RUN"] = uuid.uuid4().hex
     settings = read_settings(variables)
     lifecycle = Lifecycle()
-    engine, _ = choose_engine(settings)(find_weights(Source(name=settings.model.source)))
+    engine = choose_engine(settings).prepare(find_weights(Source(name=settings.model.source)))
     launcher = Launcher(engine, variables)
     with launcher.start() as child, supervised(EngineProcess(launcher, child, settings.engine, lifecycle)) as running:
         await asyncio.to_thread(running.wait_ready)

@@ -43,7 +43,7 @@ class Case(Worker):
 
     def __init__(self, folder: Path, plan: Plan, *parts: dict[str, str], replay: tuple[str, ...] = ()) -> None:
         self.left, self._mark, self.port = Left(folder / "left"), uuid.uuid4().hex, free_port()
-        engine = replayed_engine(*replay) | {"PYTHONPATH": f"{ROOT / 'tests' / 'faults' / 'package'}{os.pathsep}{ROOT}"}
+        engine = replayed_engine(*replay) | {"PYTHONPATH": f"{ROOT / 'tests' / 'twins' / 'faulty_fastdeploy'}{os.pathsep}{ROOT}"}
         http = {"PORT": str(self.port), "ENGINE_STOP_TIMEOUT": "1", "TEST_RUN": self._mark}
         super().__init__(engine, variables(plan, self.left.path), http, *parts)
 

@@ -85,7 +85,7 @@ def test_an_architecture_that_the_release_lacks_is_no_fit_and_a_later_release_is
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     code, said, _ = plan(f"model={folder}", "gpu=AMPERE_80")
     assert code == 1
-    assert rows(said)["verdict"].startswith("cannot be served: FastDeploy 2.3.0 has no LlamaForCausalLM")
+    assert rows(said)["verdict"].startswith("cannot be served: its architecture is LlamaForCausalLM, which FastDeploy 2.3 does not serve")
     assert plan(f"model={folder}", "gpu=AMPERE_80", "release=2.5.0")[0] == 0
 
 
