@@ -2,10 +2,11 @@
 
  1. `__main__`    reads the environment once, has `early` start the engine's interpreter, and `compose` puts together what follows.
  2. `settings`    turns `variables` and the baked file into frozen values, or lists every mistake.
- 3. `engines`     chooses the engine (`fastdeploy/`, or `cpu_engine`), if GPUs and variables allow it for any checkpoint;
+ 3. `engines`     chooses the engine (`fastdeploy/start`, or `cpu_engine`), if GPUs and variables allow it for any checkpoint;
     `checkpoint.find` finds the weights: a directory, the image, a cache, a volume or a download.
- 4. `engines`     fits the engine to them, and has `fastdeploy/preflight` look whether they can run here at all;
-    `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`);
+ 4. `fastdeploy/start`  prepares the engine for them, and examines whether the machine can hold it;
+    `launch`      starts it as a child process on loopback, and `engine` watches it for its whole life (`processes`, `logs`),
+                  by signs of `liveness`; it gets the variables that `environment` lists;
     `departure`   ends it again when the worker is asked to leave before it serves.
  5. `lifecycle`   says which state the worker is in and which moves are legal.
  6. `serverless`  lets the RunPod SDK (`sdk`) take jobs once the engine has answered, by `taking` them without loss and by
@@ -19,8 +20,8 @@
 
 `cpu_engine` is a program of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
 
-Imports point upwards in this order; a file may import those before it: early, errors, variables, settings, job, sse, batching, native,
-dialect, logs, processes, launch, lifecycle, departure, ledger, fastdeploy, engine, engines,
+Imports point upwards in this order; a file may import those before it: environment, early, errors, variables, settings, job, sse,
+batching, native, dialect, logs, processes, liveness, launch, lifecycle, departure, ledger, fastdeploy, engine, engines,
 proxy, metrics, health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).

@@ -42,6 +42,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """What logs and errors call it."""
 
+    @property
+    def polls(self) -> bool:
+        """Whether its main process polls, so that one which uses no processor time is frozen (liveness.Pulse)."""
+
     def command(self, port: int) -> list[str]:
         """Return the argv that serves on 127.0.0.1:`port`."""
 
@@ -57,8 +61,11 @@ class Engine(Protocol):
     def examine(self) -> None:
         """Look whether the machine can hold it, beside its start; raises EngineFailedToStart when it cannot."""
 
+    def gpu_memory(self) -> int | None:
+        """Return the bytes in use on its GPUs, a sign of life while it loads; None where there are none, or nobody tells."""
+
     def fatal(self, line: str) -> bool:
-        """Tell whether a line of its output or its logs means its end, also where its process goes on."""
+        """Tell whether a line of its output or its logs (`name: line`) means its end, also where its process goes on."""
 
     def bound_logs(self) -> None:
         """Keep its logs small; to be called now and then while it serves."""
@@ -78,6 +85,7 @@ class CpuEngine:
     served_name: str
     settings: EngineSettings
     name: str = "cpu"
+    polls: bool = False
 
     def command(self, port: int) -> list[str]:
         """Return the argv of `cpu_engine`, which takes FastDeploy's own flags."""
@@ -106,6 +114,9 @@ class CpuEngine:
 
     def examine(self) -> None:
         """It looks at the machine's memory itself, before it loads."""
+
+    def gpu_memory(self) -> None:
+        """It uses none."""
 
     def fatal(self, line: str) -> bool:  # noqa: ARG002
         """It ends when it cannot go on."""

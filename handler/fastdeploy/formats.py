@@ -110,12 +110,14 @@ def _architecture_problems(config: Mapping[str, Any], release: str, model_impl: 
     own, stood_in = _registered(names, release), model_impl != "fastdeploy" and _may_stand_in(names, release)
     if own or stood_in:
         return []
-    later = [other for other in RELEASES if order(release) < order(other) and (_registered(names, other) or _may_stand_in(names, other))]
-    if later:
-        how = "" if _registered(names, later[0]) else ", through PaddleFormers"
-        way_out = f"use an image of FastDeploy {' or '.join(later)}, which {'serves' if len(later) == 1 else 'serve'} it{how}"
-    elif _may_stand_in(names, release):
+    newer = [other for other in RELEASES if order(release) < order(other)]
+    registering = [other for other in newer if _registered(names, other)]
+    later = registering or [other for other in newer if _may_stand_in(names, other)]
+    if _may_stand_in(names, release):
         way_out = "leave MODEL_IMPL unset, so that PaddleFormers may run it"
+    elif later:
+        how = "" if registering else ", through PaddleFormers"
+        way_out = f"use an image of FastDeploy {' or '.join(later)}, which {'serves' if len(later) == 1 else 'serve'} it{how}"
     else:
         served = sorted(name for name, first in ARCHITECTURES.items() if order(first) <= order(release) and name != _STAND_IN)
         way_out = f"choose a model of {', '.join(served)}"
@@ -198,30 +200,30 @@ def _stored(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _quantization_problems(config: Mapping[str, Any], release: str) -> list[str]:
-    stored = _stored(config)
-    if stored is None:
+    if _reads_weights(config, release):
         return []
-    got = own_quantization(config)
-    way_out = "use the repository of the unquantized model, with QUANTIZATION=wint4 or wint8"
     if _is_torch(config, release):
-        if _reads_torch(stored, release):
-            return []
-        newer = [other for other in RELEASES if order(release) < order(other) and _reads_torch(stored, other)]
         read = [words for name, words in _TORCH_WORDS.items() if order(_TORCH_QUANTIZATIONS[name][0]) <= order(release)]
         expected = f"expected {', '.join(read)} or plain weights"
     else:
-        known = values_known_to(release, "quantization")
-        named = [stored.get("quantization"), *(stored[part] for part in _PARTS if stored.get(part) is not None)]
-        if all(name in known for name in (named if named[0] == "mix_quant" else named[:1])):
-            return []
-        newer = [other for other in RELEASES if _is_torch(config, other) and _reads_torch(stored, other)]
-        expected = f"expected its key quantization to name one of {', '.join(known)}, since dtype tells Paddle's layout"
+        known = ", ".join(values_known_to(release, "quantization"))
+        expected = f"expected its key quantization to name one of {known}, since dtype tells Paddle's layout"
+    newer = [other for other in RELEASES if order(release) < order(other) and _reads_weights(config, other)]
+    way_out = "use the repository of the unquantized model, with QUANTIZATION=wint4 or wint8"
     if newer:
         way_out = f"use an image of FastDeploy {' or '.join(newer)}, which {'reads' if len(newer) == 1 else 'read'} it, or {way_out}"
+    got = own_quantization(config)
     return [f"MODEL: its weights are quantized ({got}), which FastDeploy {release} does not read: {expected}: {way_out}"]
 
 
-def _reads_torch(stored: Mapping[str, Any], release: str) -> bool:
-    first, key = _TORCH_QUANTIZATIONS.get(str(stored.get("quant_method")), ("", ""))
-    kind = stored.get(key) == "NVFP4" if key == "quant_algo" else not key or key in stored
-    return bool(first) and order(first) <= order(release) and kind
+def _reads_weights(config: Mapping[str, Any], release: str) -> bool:
+    stored = _stored(config)
+    if stored is None:
+        return True
+    if _is_torch(config, release):
+        first, key = _TORCH_QUANTIZATIONS.get(str(stored.get("quant_method")), ("", ""))
+        meant = stored.get(key) == "NVFP4" if key == "quant_algo" else not key or key in stored
+        return bool(first) and order(first) <= order(release) and meant
+    known, name = values_known_to(release, "quantization"), stored.get("quantization")
+    parts = [stored[part] for part in _PARTS if stored.get(part) is not None] if name == "mix_quant" else []
+    return all(part in known for part in (name, *parts))

@@ -138,6 +138,7 @@ class FastDeployEngine:
     oom_kills: int = field(default_factory=oom_kills)
     """How many processes of this container the kernel had killed before, for want of memory."""
     name: str = "fastdeploy"
+    polls: bool = True
 
     def command(self, port: int) -> list[str]:
         """Return the argv that serves on 127.0.0.1:`port`, its other ports pinned to free ones."""
@@ -192,8 +193,20 @@ class FastDeployEngine:
         if self.logs:
             self.logs.bound()
 
+    def gpu_memory(self) -> int | None:
+        """Return the bytes in use on its GPUs, a sign of life while it loads; None where nvidia-smi does not tell. It takes a moment."""
+        used = {gpu.index for gpu in self.gpus}
+        try:
+            told = [(gpu.memory_total, gpu.memory_free) for gpu in list_gpus() if gpu.index in used]
+        except EngineFailedToStart:
+            return None
+        return sum(total - free for total, free in told if total is not None and free is not None)
+
     def fatal(self, line: str) -> bool:
-        """Tell whether a line of its output or its logs means its end, also where its process goes on for minutes, or for ever."""
+        """Tell whether a line means its end, also where its process goes on for minutes, or for ever.
+
+        A line of a log starts with the log's name: `launch_worker.log: ...`. When the engine is being stopped such lines are no news.
+        """
         from handler.fastdeploy.diagnose import fatal
 
         return fatal(line)

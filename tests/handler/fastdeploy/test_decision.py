@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,3 +224,96 @@ def test_the_model_s_longest_context_is_the_limit(config: Mapping[str, Any], lon
 def test_a_model_that_is_shorter_than_the_engine_s_default_shortens_it() -> None:
     assert flags(engine({}, {**PADDLE, "max_position_embeddings": 512}))["max_model_len"] == 512
     assert flags(engine({"MAX_MODEL_LEN": "9000000"}, PADDLE))["max_model_len"] == 9000000
+
+
+# --- names that the engine does not have
+
+PARSERS = {"REASONING_PARSER": "ernie-45-vl ernie-45-vl-thinking ernie-x1 qwen3", "TOOL_CALL_PARSER": "ernie-45-vl-thinking ernie-x1"}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(("variable", "unknown"), [
+    ("TOOL_CALL_PARSER", "hermes"),
+    ("TOOL_CALL_PARSER", "qwen3"),
+    ("REASONING_PARSER", "deepseek_r1"),
+    ("REASONING_PARSER", "Qwen3"),
+])  # fmt: skip
+def test_a_parser_that_the_engine_lacks_is_refused_with_those_it_has_unless_a_plugin_may_register_it(
+    release: str, variable: str, unknown: str, tmp_path: Path
+) -> None:
+    own = PARSERS[variable].split()
+    (problem,) = problems({variable: unknown}, release=release)
+    assert problem == (
+        f"{variable}: got {unknown!r}, expected one of FastDeploy {release}'s own, {', '.join(own)}, "
+        "or a file that registers it (TOOL_PARSER_PLUGIN)"
+    )
+    assert problems({EXTRA_ARGS: f"--{variable.lower().replace('_', '-')} {unknown}"}, release=release) == [problem]
+    plugin = tmp_path / "parsers.py"
+    assert problems({variable: unknown, "TOOL_PARSER_PLUGIN": str(plugin)}) == [
+        f"TOOL_PARSER_PLUGIN: got {str(plugin)!r}, expected a file of Python"
+    ]
+    plugin.touch()
+    for how in ({"TOOL_PARSER_PLUGIN": str(plugin)}, {"FD_PLUGINS": "parsers"}):
+        assert flags(engine({variable: unknown, **how}, release=release))[variable.lower()] == unknown
+    for name in own:
+        engine({variable: name}, release=release)
+        engine({variable: name.replace("-", "_")}, release=release)
+
+
+@pytest.mark.parametrize(("texts", "release", "expected"), [
+    ({"SPECULATIVE_CONFIG": '{"method": "ngram"}'}, "2.5", "SPECULATIVE_CONFIG: got method 'ngram', expected one of mtp, ngram_match"),
+    ({"SPECULATIVE_CONFIG": '{"method": "ngram_match"}'}, "2.6", "expected one of mtp, naive, ngram, suffix"),
+    ({"SPECULATIVE_CONFIG": '{"method": 5}'}, "2.6", "got method 5, expected one of"),
+    ({"SPECULATIVE_CONFIG": '{"method": "ngram"}'}, "2.6", ""),
+    ({"SPECULATIVE_CONFIG": "{}"}, "2.3", ""),
+    ({"FD_ATTENTION_BACKEND": "FLASHINFER"}, "2.3", "FD_ATTENTION_BACKEND: got 'FLASHINFER', expected one of NATIVE_ATTN, APPEND_ATTN"),
+    ({"FD_ATTENTION_BACKEND": "DSA_ATTN"}, "2.5", "got 'DSA_ATTN'"),
+    ({"FD_ATTENTION_BACKEND": "DSA_ATTN"}, "2.6", ""),
+    ({"FD_SAMPLING_CLASS": "greedy"}, "2.4", "FD_SAMPLING_CLASS: got 'greedy', expected one of base, base_non_truncated, air, rejection"),
+    ({"FD_SAMPLING_CLASS": "AIR"}, "2.4", ""),
+    ({"FD_MODEL_SOURCE": "GITHUB"}, "2.3", "FD_MODEL_SOURCE: got 'GITHUB', expected one of AISTUDIO, MODELSCOPE, HUGGINGFACE"),
+    ({"FD_MOE_BACKEND": "flashinfer-cutlass"}, "2.4", "FD_MOE_BACKEND: got 'flashinfer-cutlass', expected one of cutlass, marlin, triton"),
+])  # fmt: skip
+def test_a_name_of_what_the_release_does_not_have_is_refused_before_it_starts(texts: dict[str, str], release: str, expected: str) -> None:
+    """Rule: such a name ends a worker once the model is loaded, or is read as the default without a word."""
+    if expected:
+        (problem,) = problems(texts, release=release)
+        assert expected in problem
+    else:
+        engine(texts, release=release)
+
+
+# --- what a start says that works
+
+
+def notes(texts: Mapping[str, str], config: Mapping[str, Any], release: str = "2.5") -> tuple[str, ...]:
+    return decide(read_settings({"MODEL": "org/name", **texts}), release, (), config).notes
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_length_that_nobody_asked_for_is_told_with_what_the_model_allows_and_the_variable(release: str) -> None:
+    """Rule: with MAX_MODEL_LEN unset FastDeploy serves 2048 tokens whatever the model allows."""
+    (note,) = notes({}, ERNIE, release)
+    assert note.startswith("MAX_MODEL_LEN: not set, so prompt and answer together may have 2048 tokens, FastDeploy's default;")
+    assert note.endswith("the model allows 131072")
+    for texts in ({"MAX_MODEL_LEN": "2048"}, {EXTRA_ARGS: "--max-model-len 4096"}):
+        assert notes(texts, ERNIE, release) == ()
+    assert notes({}, ERNIE | {"max_position_embeddings": 2048}, release) == notes({}, {}, release) == ()
+
+
+def test_a_quantization_that_the_checkpoint_overrules_is_named() -> None:
+    stored = {**ERNIE, "max_position_embeddings": 2048, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert notes({"QUANTIZATION": "wint4"}, stored) == (
+        "QUANTIZATION: has no effect, since the weights are stored quantized (fp8) and FastDeploy goes by that",
+    )
+    assert notes({}, stored) == ()
+
+
+def test_a_model_that_only_paddleformers_may_run_is_said_to_be_one() -> None:
+    llama = {**ERNIE, "max_position_embeddings": 2048, "architectures": ["LlamaForCausalLM"]}
+    assert notes({}, llama) == ("FastDeploy 2.5 has no LlamaForCausalLM of its own: PaddleFormers' stands in, if it has one",)
+
+
+def test_what_works_but_may_surprise_is_logged_when_the_engine_is_prepared(caplog: pytest.LogCaptureFixture) -> None:
+    engine()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == list(notes({}, ERNIE))
