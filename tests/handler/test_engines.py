@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from checkpoint.find import Weights
-from handler.engines import choose_engine
-from handler.errors import EngineFailedToStart
+from checkpoint.unavailable import ModelUnavailable
+from handler.engines import choose_engine, further_problems
+from handler.errors import EngineFailedToStart, InvalidSettings
 from handler.fastdeploy.flags import variable_names
 from handler.launch import Engine
 from handler.settings import read_settings
@@ -132,3 +133,68 @@ def test_every_gpu_that_the_engine_gets_is_looked_at(gpus: Callable[..., None], 
     engine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
     with pytest.raises(EngineFailedToStart, match=r"the GPU is a Tesla T4 \(SM75\)"):
         engine.examine()
+
+
+def test_what_the_engine_finds_is_named_beside_what_is_wrong_with_the_worker_s_own_variables(gpus: Callable[..., None]) -> None:
+    """Rule: every problem is named at once, whoever looks for it."""
+    gpus(RTX)
+    texts = {"MODEL": "org/name", "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5"}
+    wrong = {"MAX_NUM_SEQ": "4", "MAX_MODEL_LEN": "abc", "QUANTIZATION": "int3", "TENSOR_PARALLEL_SIZE": "2"}
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(texts | wrong, engine_names=variable_names())
+    problems = caught.value.problems + further_problems(caught.value)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "MAX_NUM_SEQ",
+        "MAX_MODEL_LEN",
+        "QUANTIZATION",
+        "TENSOR_PARALLEL_SIZE x DATA_PARALLEL_SIZE",
+    ]
+
+
+@pytest.mark.parametrize("texts", [
+    {"ENGINE": "cpu"},
+    {"FASTDEPLOY_RELEASE": "2.9"},
+    {"FASTDEPLOY_RELEASE": "", "ENGINE_PYTHON": "/nowhere/python"},
+    {"QUANTIZATION": "wint4"},
+])  # fmt: skip
+def test_nothing_more_is_named_where_the_engine_finds_nothing_or_cannot_be_told(
+    texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # nor is a missing driver, which is no variable
+    written = {"MODEL": "org/name", "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "MAX_NUM_SEQ": "4", **texts}
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(written, engine_names=variable_names())
+    named = {problem.partition(":")[0] for problem in caught.value.problems}
+    assert not {problem.partition(":")[0] for problem in further_problems(caught.value)} - named - {"FASTDEPLOY_RELEASE"}
+
+
+def test_wrong_variables_are_named_before_a_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    texts = {"MODEL": "org/name", "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "IMAGE_ARCHITECTURES": "ampere"}
+    with pytest.raises(InvalidSettings) as caught:
+        choose_engine(read_settings({**texts, "QUANTIZATION": "int3"}, engine_names=variable_names()))
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["QUANTIZATION", "IMAGE_ARCHITECTURES"]
+    with pytest.raises(EngineFailedToStart, match="nvidia-smi is not there"):
+        choose_engine(read_settings(texts | {"IMAGE_ARCHITECTURES": "90"}, engine_names=variable_names()))
+
+
+def test_the_gpus_memory_is_told_while_it_loads_and_is_unknown_without_a_driver(
+    gpus: Callable[..., None], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(RTX, RTX)
+    engine = chosen(checkpoint, TENSOR_PARALLEL_SIZE="1")
+    assert engine.gpu_memory() == (24564 - 24000) << 20
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert engine.gpu_memory() is None
+
+
+def test_the_cpu_engine_has_the_same_steps_and_looks_for_itself(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start = choose_engine(read_settings({"MODEL": str(checkpoint), "ENGINE": "cpu", "QUANTIZATION": "wint4"}))
+    assert caplog.messages == ["the CPU engine ignores QUANTIZATION"]
+    start.accept({"architectures": ["MoonForCausalLM"]})
+    engine = start.prepare(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
+    engine.examine()
+    engine.bound_logs()
+    assert (engine.fatal("launch_worker.log: Pod failed"), engine.gpu_memory(), engine.polls) == (False, None, False)
+    with pytest.raises(ModelUnavailable, match="the CPU engine downloads nothing"):
+        start.prepare(Weights(model="org/name", directory=None, origin="engine"))
