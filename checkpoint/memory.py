@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import psutil
-
 __all__ = ["memory_left", "oom_kills"]
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -23,6 +21,8 @@ _EVENTS = ("memory.events", "memory/memory.oom_control")
 
 def memory_left(cgroup: Path = CGROUP) -> int:
     """Return the bytes of memory that this container can still use."""
+    import psutil  # which an engine's start need not wait for
+
     left = int(psutil.virtual_memory().available)
     for limit, used in _LIMITS:
         # "max" means no limit, and a missing file that this is not the version in use.

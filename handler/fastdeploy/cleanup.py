@@ -16,7 +16,6 @@ import fcntl
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +127,8 @@ class LogFolder:
 
     def remove(self) -> None:
         """Remove it with all it holds."""
+        import shutil  # slow to import, and not needed for a start
+
         shutil.rmtree(self.path, ignore_errors=True)
         self._close()
 
@@ -147,6 +148,8 @@ def _remove_unlocked(parent: Path) -> None:
 
 
 def _remove_if_unlocked(path: Path) -> None:
+    import shutil
+
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if os.fstat(folder).st_uid == os.getuid():
