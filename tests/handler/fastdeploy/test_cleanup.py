@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import sys
@@ -169,6 +170,30 @@ def test_only_folders_with_the_names_of_log_folders_are_taken_for_them(tmp_path:
     LogFolder(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == others | {"elsewhere", f"fastdeploy-{'b' * 16}", f"fastdeploy-{'c' * 16}"}
     LogFolder(tmp_path / "none")
+
+
+def test_a_folder_that_another_start_removed_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs, lock = LogFolder(tmp_path), fcntl.flock
+
+    def late(folder: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        logs.path.rmdir()
+        lock(folder, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    logs.make()
+    LogFolder(tmp_path)
+    assert logs.path.is_dir(), "made, and locked"
+    logs.remove()
+
+
+def test_the_folder_of_another_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / f"fastdeploy-{'d' * 16}"
+    folder.mkdir()
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    LogFolder(tmp_path)
+    assert folder.is_dir()
 
 
 def test_a_loggers_file_is_emptied_once_it_is_too_large_and_its_writer_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,12 @@ def test_values_that_fastdeploy_refuses_together_are_refused_before_it_starts(te
     assert problems(texts, count=1) == [expected]
 
 
+def test_a_machine_is_taken_to_have_eight_gpus_at_most() -> None:
+    assert problems({"TENSOR_PARALLEL_SIZE": "8", "DATA_PARALLEL_SIZE": "2"}, count=16) == [
+        "TENSOR_PARALLEL_SIZE x DATA_PARALLEL_SIZE: got 8 x 2 = 16, expected at most 8, the GPUs of one machine"
+    ]
+
+
 @pytest.mark.parametrize(("texts", "tokens"), [
     ({}, 8192),
     ({"MAX_NUM_SEQS": "1"}, 2048),

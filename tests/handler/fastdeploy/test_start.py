@@ -11,9 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
-from handler.errors import InvalidSettings
+from checkpoint.find import Weights
+from handler.errors import EngineFailedToStart, InvalidSettings
 from handler.fastdeploy.flags import RELEASES
+from handler.fastdeploy.gpus import Gpu
+from handler.fastdeploy.start import FastDeployStart, release_of
 from handler.launch import free_ports
+from handler.settings import read_settings
 from tests.handler.fastdeploy.stand_in import install
 from tests.handler.fastdeploy.starts import ERNIE, LOGS, engine, flags, problems, start, weights
 
@@ -116,3 +120,28 @@ def test_the_running_server_was_given_what_was_prepared(server: tuple[subprocess
     _, said = server
     assert said["environment"] == {"CUDA_VISIBLE_DEVICES": "0", "FD_LOG_DIR": str(tmp_path / "log"), "DO_NOT_TRACK": "1"}
     assert (said["arguments"]["chat_template"], said["arguments"]["host"]) == ("-{{ x }} 'y'", "127.0.0.1")
+
+
+def test_an_image_without_kernels_for_the_first_gpu_is_refused_before_there_is_a_checkpoint() -> None:
+    texts = {"MODEL": "org/name", "FASTDEPLOY_RELEASE": "2.5", "IMAGE_ARCHITECTURES": "86,89"}
+    gpu = Gpu(index=0, name="NVIDIA H100", capability=90, driver="550.54")
+    with pytest.raises(EngineFailedToStart, match="use the sm90 image"):
+        FastDeployStart(read_settings(texts), lambda: (gpu,))
+    FastDeployStart(read_settings(texts | {"IMAGE_ARCHITECTURES": "90"}), lambda: (gpu,))
+
+
+def test_the_release_is_the_named_one_or_the_installed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"MODEL": "org/name", "ENGINE_PYTHON": sys.executable}
+    with pytest.raises(InvalidSettings, match=r"FASTDEPLOY_RELEASE: not set, and ENGINE_PYTHON=.* has no FastDeploy; expected one of 2\.3"):
+        release_of(read_settings(texts).engine)
+    monkeypatch.setenv("PYTHONPATH", str(install(tmp_path, "2.4")))
+    assert release_of(read_settings(texts).engine) == "2.4"
+    assert release_of(read_settings(texts | {"FASTDEPLOY_RELEASE": "2.6"}).engine) == "2.6"
+
+
+def test_a_model_that_fastdeploy_downloads_itself_has_its_name_and_its_source() -> None:
+    """Rule: what the weights need beside is of the engine's environment, and nothing is judged by a config.json that is not there."""
+    found = Weights(model="org/name", directory=None, origin="engine", variables={"FD_MODEL_SOURCE": "MODELSCOPE"})
+    prepared = start().prepare(found)
+    assert (flags(prepared)["model"], prepared.variables()["FD_MODEL_SOURCE"]) == ("org/name", "MODELSCOPE")
+    prepared.examine()

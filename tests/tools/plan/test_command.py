@@ -173,8 +173,8 @@ def test_a_question_that_makes_no_sense_ends_with_2_and_says_why(case: str, tmp_
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, "config.json cannot be read"),
-        ({"config.json": "{"}, "config.json cannot be read"),
+        ({}, "config.json: cannot be read"),
+        ({"config.json": "{"}, "config.json: cannot be read"),
         ({"config.json": "{}"}, "no weights: expected files *.safetensors"),
         ({"config.json": "{}", "model.safetensors": "x"}, "its config.json does not tell layers, heads and widths"),
     ],
