@@ -1,4 +1,4 @@
-"""The engine that ENGINE names, and the start that it takes: what is wrong is told before anything is downloaded."""
+"""Choose the engine that ENGINE names, and check that it can start before anything is downloaded."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Engine(Protocol):
         """Look whether the machine can hold it, beside its start; raises EngineFailedToStart when it cannot."""
 
     def gpu_memory(self) -> int | None:
-        """Return the bytes in use on its GPUs, a sign of life while it loads; None where there are none, or nobody tells."""
+        """Return the bytes in use on its GPUs, a sign of life while it loads; None where there are none, or they do not tell."""
 
     def fatal(self, line: str) -> bool:
         """Tell whether a line of its output or its logs (`name: line`) means its end, also where its process goes on."""

@@ -1,8 +1,8 @@
-"""Whether an engine that says nothing still works, judged by what its processes leave behind: lines, reads, memory, time.
+"""Whether an engine makes progress while it starts, and runs while it serves, from figures of its processes.
 
-Two questions, both answered from values alone. While it starts: is it getting on, or waiting for something that never comes? A waiting
-FastDeploy is not idle: its loops burn 5 to 28 % of a core each (measured on a ready and on a hanging 2.3), so time alone proves little.
-While it serves: does its main process run at all? Its HTTP server is another process, which goes on answering when the main one is frozen.
+Both are pure. A FastDeploy that waits for something that never comes is not idle: its loops use 5 to 28 % of a core each (measured on a
+ready 2.3), so processor time alone proves little. Output, logs, reads, memory and the GPU do.
+While it serves: does its main process run at all? Its HTTP server is another process, which still answers when the main one is frozen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 __all__ = ["FROZEN_AFTER", "Pulse", "Signs", "gets_on"]
 
 FROZEN_AFTER = 30.0
-"""Seconds without any processor time after which a process that polls is frozen: stopped by a signal, or at a lock that nobody releases.
+"""Seconds without any processor time after which a process that polls is frozen: stopped by a signal, or deadlocked.
 FastDeploy's main process takes 1 to 12 % of a core when it has nothing to do, a third of a second in that time at least."""
 
 _BUSY = 0.3
@@ -34,7 +34,7 @@ class Signs:
     resident: int
     """Bytes of main memory that they hold."""
     gpu: int | None
-    """Bytes in use on its GPUs; None where nobody tells."""
+    """Bytes in use on its GPUs; None where they are not known."""
     cpu: Mapping[int, float]
     """Seconds of computing by process id."""
 

@@ -1,12 +1,11 @@
 """What FastDeploy leaves in the machine when it ends, and its removal: files in shared memory, message queues, logs.
 
-Nobody but this worker knows that they are left, and in one IPC namespace other engines may live. So only what bears the ports of a start of
-this engine is removed: FastDeploy names its files by them, and makes the keys of its queues of them. A few bytes without a port stay
-(`need_block_num_signal.0`, `prefill_time_signal.PID` of 2.3). Queues matter most: tokens travel over them, and a later engine whose port
-gives the same key would read stale ones.
+FastDeploy names its files by the ports of a start, and derives the keys of its queues from them. Other engines may share the IPC
+namespace, so only what carries this engine's ports is removed; 2.3's `need_block_num_signal.0` and `prefill_time_signal.PID`, a few bytes,
+stay. Queues matter most: tokens travel over them, and a later engine whose port gives the same key would read stale ones.
 
-Its logs hold prompts, so they are in a folder that only this user reads, which the worker holds locked while it lives. A worker that was
-killed leaves its folder unlocked, and the next one removes it.
+Its logs hold prompts, so they are in a folder that only this user can read, and that the worker keeps locked. The folder of a worker that
+was killed is unlocked, and the next worker removes it.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _IPC_RMID = 0
 
 @dataclass(slots=True, kw_only=True)
 class Cleanup:
-    """Remembers the ports of every start of an engine, and removes what bears them."""
+    """Remembers the ports of an engine's start, and removes what carries them."""
 
     release: str
     folder: Path = SHARED_MEMORY
@@ -57,7 +56,7 @@ class Cleanup:
         self.ports.update(ports)
 
     def clear(self) -> None:
-        """Remove what bears the ports; call it when no process of the engine lives."""
+        """Remove what carries the ports, and forget them: another engine may have them next. Call it when none of the processes lives."""
         for path in self._files():
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -67,6 +66,7 @@ class Cleanup:
 
             if ctypes.CDLL(None).msgctl(number, _IPC_RMID, None) == 0:
                 log.info("removed message queue %d, which the engine left", number)
+        self.ports.clear()
 
     def _files(self) -> list[Path]:
         with contextlib.suppress(OSError):
@@ -101,11 +101,11 @@ def _lives(pid: int) -> bool:
 
 
 class LogFolder:
-    """The folder of an engine's logs: private, bounded, locked while this worker lives; folders of dead workers go when it is made."""
+    """The folder of an engine's logs: private, bounded, locked while this worker lives; making it removes those of dead workers."""
 
     def __init__(self, parent: Path = TEMPORARY) -> None:
         _remove_unlocked(parent)
-        self.path = parent / f"fastdeploy-{os.urandom(8).hex()}"  # nobody can guess it
+        self.path = parent / f"fastdeploy-{os.urandom(8).hex()}"  # cannot be guessed
         self._lock = -1
 
     def make(self) -> None:

@@ -1,7 +1,7 @@
 """Flags that fit the machine, the checkpoint and each other, with the operator's word above every default.
 
 `decide` works from values alone and names all contradictions at once: FastDeploy itself finds them one at a time, some only after the
-weights are loaded, in a log that nobody sees. What it asserts is cited from FDConfig.check.
+weights are loaded, in a log inside the container. What it asserts is cited from FDConfig.check.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _notes(asked: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[
             f"the model allows {longest}"
         )
     if (stored := own_quantization(config)) and "quantization" in asked:
-        yield f"QUANTIZATION: has no effect, since the weights are stored quantized ({stored}) and FastDeploy goes by that"
+        yield f"QUANTIZATION: has no effect, since the weights are stored quantized ({stored}) and FastDeploy uses that"
     if name := stands_in(config, release):
         yield f"FastDeploy {release} has no {name} of its own: PaddleFormers' stands in, if it has one"
 

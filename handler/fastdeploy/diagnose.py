@@ -1,7 +1,7 @@
 """Recognise in FastDeploy's output and logs that it has failed, and why, in a sentence that tells the operator what to do.
 
-The texts are those that PaddlePaddle, CUDA, the driver and FastDeploy print; the first row that matches anywhere wins, so the table goes
-from the specific to the general. A start whose cause is known is not tried again: only what another try would meet again is in the table.
+The texts are those that PaddlePaddle, CUDA, the driver and FastDeploy print; the first row that matches anywhere wins, so the specific
+stand before the general. A start whose cause is known is not tried again: the table holds only what another try would meet again.
 """
 
 from __future__ import annotations

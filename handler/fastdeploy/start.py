@@ -203,7 +203,7 @@ class FastDeployEngine:
         return sum(total - free for total, free in told if total is not None and free is not None)
 
     def fatal(self, line: str) -> bool:
-        """Tell whether a line means its end, also where its process goes on for minutes, or for ever.
+        """Tell whether a line means its end, although its process may live for minutes, or for ever.
 
         A line of a log starts with the log's name: `launch_worker.log: ...`. When the engine is being stopped such lines are no news.
         """
@@ -253,7 +253,7 @@ def release_of(settings: EngineSettings) -> str:
 
 
 def _listed(gpus: Callable[[], tuple[Gpu, ...]]) -> tuple[tuple[Gpu, ...], EngineFailedToStart | None]:
-    """Return the machine's GPUs, or why they cannot be listed: what is wrong with variables is told first, since it needs no GPU."""
+    """Return the machine's GPUs, or why they cannot be listed: wrong variables are reported first, since that needs no GPU."""
     try:
         return gpus(), None
     except EngineFailedToStart as error:
@@ -273,7 +273,7 @@ def _image_problems(settings: EngineSettings) -> list[str]:
 
 
 def _plugin_problems(values: Mapping[str, Any]) -> list[str]:
-    """FastDeploy logs a plugin that it cannot import, and goes on without it."""
+    """Check the file of a plugin: FastDeploy starts without one that it cannot import."""
     plugin = values.get("tool_parser_plugin")
     return [f"TOOL_PARSER_PLUGIN: got {plugin!r}, expected a file of Python"] if plugin and not Path(plugin).is_file() else []
 

@@ -63,6 +63,8 @@ def test_an_engine_expects_the_ports_of_each_of_its_starts(release: str) -> None
     named = {int(port) for word in words for port in word.split(",") if port.isdecimal() and 9000 < int(port) < 65536}
     assert named - prepared.cleanup.ports == set()
     assert {40001, 40002, 9100} < prepared.cleanup.ports
+    prepared.clear()
+    assert not prepared.cleanup.ports, "another engine may have them next"
 
 
 def test_a_machine_without_shared_memory_or_queues_has_nothing_to_clean(tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def test_a_length_that_nobody_asked_for_is_told_with_what_the_model_allows_and_t
 def test_a_quantization_that_the_checkpoint_overrules_is_named() -> None:
     stored = {**ERNIE, "max_position_embeddings": 2048, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     assert notes({"QUANTIZATION": "wint4"}, stored) == (
-        "QUANTIZATION: has no effect, since the weights are stored quantized (fp8) and FastDeploy goes by that",
+        "QUANTIZATION: has no effect, since the weights are stored quantized (fp8) and FastDeploy uses that",
     )
     assert notes({}, stored) == ()
 
