@@ -186,7 +186,7 @@ def _header(path: Path) -> tuple[list[Tensor], int]:
             shape = tuple(int(extent) for extent in about["shape"])
             found.append(Tensor(name=name, dtype=str(about["dtype"]), shape=shape, size=last - first))
             end = max(end, last)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{path.name}: its safetensors header is damaged or cut short") from None
     return found, 8 + length + end
 
@@ -200,7 +200,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: {type(value).__name__}, expected a JSON object")  # noqa: TRY004  # a problem of the file

@@ -19,9 +19,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from checkpoint.files import damage, read_json, snapshot_folder, wanted
 from checkpoint.unavailable import ModelUnavailable
@@ -73,8 +74,10 @@ class Weights:
     """What the engine's environment needs beside."""
 
 
-def find_weights(source: Source, places: Places | None = None) -> Weights:
+def find_weights(source: Source, places: Places | None = None, accept: Callable[[Mapping[str, Any]], None] = lambda _: None) -> Weights:
     """Return the first whole checkpoint of the model, downloading it if there is none.
+
+    Before a download `accept` gets its config.json, and raises where such a checkpoint would be of no use.
 
     Raises:
         ModelUnavailable: in one sentence: what is missing or wrong, and which variable to set.
@@ -100,7 +103,7 @@ def find_weights(source: Source, places: Places | None = None) -> Weights:
         if found:
             log.info("weights: %s, %s", origin, found)
             return Weights(model=str(found), directory=found, origin=origin)
-    return _from_hub(source, _own_cache(places))
+    return _from_hub(source, _own_cache(places), accept)
 
 
 def _expanded(path: str) -> Path:
@@ -141,7 +144,7 @@ def _is_writable(directory: Path) -> bool:
     return directory.is_dir() and os.access(directory, os.W_OK)
 
 
-def _from_hub(source: Source, cache: Path) -> Weights:
+def _from_hub(source: Source, cache: Path, accept: Callable[[Mapping[str, Any]], None]) -> Weights:
     there = find_cached(cache, source.name, source.revision)
     if there and source.revision == there.name:
         # A commit never changes: nothing to ask.
@@ -158,7 +161,7 @@ def _from_hub(source: Source, cache: Path) -> Weights:
         log.warning("%s; serving the copy in %s", error, there)
         return Weights(model=str(there), directory=there, origin="disk")
     new = not (there and there.name == listing.commit)
-    directory = hub.download(listing, cache, where)
+    directory = hub.download(listing, cache, where, accept)
     log.info("weights: %s%s", directory, " (downloaded)" if new else "")
     return Weights(model=str(directory), directory=directory, origin="download" if new else "disk")
 

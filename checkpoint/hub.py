@@ -22,12 +22,13 @@ import glob
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from checkpoint.config import read_config
 from checkpoint.files import damage, holds_checkpoint, snapshot_folder, wanted
 from checkpoint.progress import Progress, size_text
 from checkpoint.receive import Receiver, is_whole, received
@@ -106,8 +107,10 @@ def list_files(repository: str, revision: str, hub: Hub) -> Listing:
     return Listing(repository=repository, revision=revision, commit=str(found.sha), files=tuple(chosen))
 
 
-def download(listing: Listing, cache: Path, hub: Hub) -> Path:
+def download(listing: Listing, cache: Path, hub: Hub, accept: Callable[[Mapping[str, Any]], None] = lambda _: None) -> Path:
     """Bring the files of a listing into `cache` and return the folder of the snapshot; what is there already is not fetched again.
+
+    `accept` gets the config.json before any large file is fetched, and raises where such a checkpoint would be of no use.
 
     Raises:
         ModelUnavailable: saying what is wrong and which variable to set. What has been received by then stays for the next try.
@@ -117,8 +120,9 @@ def download(listing: Listing, cache: Path, hub: Hub) -> Path:
 
     folder = snapshot_folder(cache, listing.repository)
     with _explained(listing.repository, listing.revision, hub, cache):
-        _check_space(listing, folder)
         disable_progress_bars()
+        accept(_config(listing, cache, hub))
+        _check_space(listing, folder)
         _receive_large(listing, folder, hub)
         snapshot = Path(
             snapshot_download(
@@ -135,6 +139,15 @@ def download(listing: Listing, cache: Path, hub: Hub) -> Path:
     if problems:
         raise ModelUnavailable(f"MODEL={listing.repository}: the repository holds no whole checkpoint: {'; '.join(problems)}")
     return snapshot
+
+
+def _config(listing: Listing, cache: Path, hub: Hub) -> dict[str, Any]:
+    """Bring config.json into the cache and return what it holds."""
+    from huggingface_hub import hf_hub_download
+
+    endpoint, token = hub.endpoint or None, hub.token or None
+    path = hf_hub_download(listing.repository, "config.json", revision=listing.commit, cache_dir=cache, endpoint=endpoint, token=token)
+    return read_config(Path(path).parent)
 
 
 def _check(hub: Hub) -> None:

@@ -16,32 +16,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from checkpoint.files import weight_files
+from checkpoint.memory import memory_left
 from checkpoint.progress import duration_text, size_text
 
-__all__ = ["ReadAhead", "memory_left"]
+__all__ = ["ReadAhead"]
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 8 << 20
 _THREADS = 4
 """Enough to keep a network volume busy, whose single streams are slow; a local disk is busy with one."""
-
-_CGROUP = Path("/sys/fs/cgroup")
-_CGROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Limit and use of the container's memory, in bytes: control groups version 2, then 1."""
-
-
-def memory_left(cgroup: Path = _CGROUP) -> int:
-    """Return the bytes of memory that this container can still use."""
-    left = int(psutil.virtual_memory().available)
-    for limit, used in _CGROUP_FILES:
-        # "max" means no limit, and a missing file that this is not the version in use.
-        with contextlib.suppress(OSError, ValueError):
-            left = min(left, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
-    return max(left, 0)
 
 
 class ReadAhead:
@@ -60,6 +45,8 @@ class ReadAhead:
         self._threads = [threading.Thread(target=self._read, name=f"read-ahead-{number}", daemon=True) for number in range(_THREADS)]
         self.done = 0
         """Bytes read so far."""
+        self.seconds = 0.0
+        """From the first block to the last one so far: the time of the reading, however long the engine takes after it."""
 
     def __enter__(self) -> ReadAhead:
         self._began = time.monotonic()
@@ -81,8 +68,9 @@ class ReadAhead:
             return
         self._stopped.set()
         self.wait()
-        took = time.monotonic() - self._began
-        log.info("read %s of weights ahead in %s", size_text(self.done), duration_text(took))
+        rest = ", and stopped before the rest" if next(self._blocks, None) else ""
+        if self.done:
+            log.info("read %s of weights ahead in %s%s", size_text(self.done), duration_text(self.seconds), rest)
 
     def _plan(self) -> Iterator[tuple[Path, int]]:
         """Yield file and offset of each block, in the order in which engines load shards, until the budget is spent."""
@@ -112,3 +100,4 @@ class ReadAhead:
                     os.close(descriptor)
                 with self._lock:
                     self.done += size
+                    self.seconds = time.monotonic() - self._began

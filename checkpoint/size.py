@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.files import Tensor, read_json, tensors, weight_files
+from checkpoint.config import language_part, read_config
+from checkpoint.files import Tensor, tensors, weight_files
+from checkpoint.unavailable import ModelUnavailable
 
 __all__ = ["Estimate", "Load", "Shape", "cache_per_token", "estimate", "loaded_size", "read_shape", "shape_of", "weights_size"]
 
@@ -98,15 +100,15 @@ class Estimate:
 def read_shape(directory: Path) -> Shape | None:
     """Return the shape that config.json gives, or None where it is not there or not of a kind known here."""
     try:
-        return shape_of(read_json(directory / "config.json"))
-    except (OSError, ValueError):
+        return shape_of(read_config(directory))
+    except ModelUnavailable:
         return None
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """Return the shape that a config.json holds, or None where it is not of a kind known here."""
     try:
-        config = {**config, **config.get("text_config", {})}
+        config = language_part(config)
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         rank = _number(config, "kv_lora_rank")
         ernie = any(str(name).startswith("Ernie4_5") for name in config.get("architectures", ()))

@@ -25,6 +25,7 @@ class CpuEngine:
     served_name: str
     settings: EngineSettings
     name: str = "cpu"
+    polls: bool = False
 
     def command(self, port: int) -> list[str]:
         """Return the argv of `cpu_engine`, which takes FastDeploy's own flags."""
@@ -45,6 +46,19 @@ class CpuEngine:
 
     def log_files(self) -> None:
         """Return None: it writes none."""
+
+    def bound_logs(self) -> None:
+        """Do nothing: it writes none."""
+
+    def examine(self) -> None:
+        """Leave it to the engine, which looks at the machine's memory before it loads."""
+
+    def gpu_memory(self) -> None:
+        """Return None: it uses none."""
+
+    def fatal(self, line: str) -> bool:  # noqa: ARG002
+        """Return False: it ends when it cannot go on."""
+        return False
 
     def explain(self, lines: Iterable[str]) -> str | None:
         """Return its own last word: it ends every refusal with a line that says what is wrong."""

@@ -22,9 +22,10 @@ from handler.exchange import Exchange
 from handler.http1 import Broken, Client, Target
 from handler.job import COMPLETIONS, Request
 from handler.lifecycle import Event, Lifecycle, State
+from handler.liveness import Pulse, Signs, gets_on
 from handler.logs import Tail
 from handler.prestart import Prestarted, engine_environment, new_mark, start_process
-from handler.processes import Family, Work
+from handler.processes import Family
 from handler.settings import EngineSettings
 
 __all__ = ["Engine", "EngineKind", "free_ports"]
@@ -41,8 +42,8 @@ SHOWN_LINES = 20
 _LOOK = 1.0
 """Seconds between two looks at whether a starting engine makes progress."""
 
-_IDLE = 0.05
-"""Cores that processes use while they only wait: the polling loops of FastDeploy's main process take 1 to 3 % of one."""
+_CARE = 5.0
+"""Seconds between two looks at an engine that serves."""
 
 MAX_LINE = 65536
 """Bytes after which a line of the engine's output is cut: a progress bar may never end its line."""
@@ -66,6 +67,10 @@ class EngineKind(Protocol):
     def name(self) -> str:
         """What logs and errors call it."""
 
+    @property
+    def polls(self) -> bool:
+        """Whether its main process polls, so that one which uses no processor time is frozen (`liveness.Pulse`)."""
+
     def command(self, port: int) -> list[str]:
         """Return the argv that serves on 127.0.0.1:`port`."""
 
@@ -77,6 +82,18 @@ class EngineKind(Protocol):
 
     def log_files(self) -> Tail | None:
         """Return the log files to follow beside its output, or None."""
+
+    def examine(self) -> None:
+        """Look whether the machine can hold it, beside its start; raises EngineFailedToStart when it cannot."""
+
+    def gpu_memory(self) -> int | None:
+        """Return the bytes in use on its GPUs, a sign of life while it loads; None where that is not known."""
+
+    def fatal(self, line: str) -> bool:
+        """Tell whether a line of its output or its logs (`name: line`) means its end, also where its process goes on."""
+
+    def bound_logs(self) -> None:
+        """Keep its logs small; called now and then while it serves."""
 
     def explain(self, lines: Iterable[str]) -> str | None:
         """Return the cause of a failure that its last lines show, with what to do about it, or None."""
@@ -144,6 +161,7 @@ class Engine:
         self._family = Family(pid=self._process.pid, mark=mark)
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._heard, self._ending = 0, False
+        self._fatal = ""
         self._listening = {asyncio.create_task(self._relay_output()), asyncio.create_task(self._follow_logs(tail))}
         self._watching = asyncio.create_task(self._watch())
 
@@ -189,20 +207,25 @@ class Engine:
     async def _first_answer(self, deadline: float) -> None:
         """Return once the engine has answered; raise when it ends, stands still for the stall time, or the deadline is over."""
         loop, asked = asyncio.get_running_loop(), asyncio.create_task(self._ask_until_answered())
-        heard, work, moved = 0, Work(cpu=0, read=0), loop.time()
+        signs, looked = await self._signs(), loop.time()
+        moved = looked
         try:
             while not asked.done() and not self._watching.done():
                 now = loop.time()
                 if now >= deadline:
                     raise self._failed(f"was not ready within {self._settings.startup_timeout:g} s (ENGINE_STARTUP_TIMEOUT)")
+                if self._fatal:
+                    await asyncio.wait({self._watching}, timeout=_LOOK)  # most often it ends by itself, and its exit code tells more
+                    if self._watching.done():
+                        break
+                    raise self._failed(f"cannot start, as its log says ({self._fatal})")
                 if now - moved > self._settings.startup_stall_timeout:
                     limit = f"{self._settings.startup_stall_timeout:g} s (ENGINE_STARTUP_STALL_TIMEOUT)"
                     raise self._failed(f"stood still for {limit}: it wrote nothing, read nothing and computed nothing")
-                step = min(_LOOK, deadline - now)
-                await asyncio.wait({asked, self._watching}, timeout=step, return_when=asyncio.FIRST_COMPLETED)
-                before, work = work, await asyncio.to_thread(self._family.work)
-                if self._heard > heard or work.read > before.read or work.cpu - before.cpu > _IDLE * step:
-                    heard, moved = self._heard, loop.time()
+                await asyncio.wait({asked, self._watching}, timeout=min(_LOOK, deadline - now), return_when=asyncio.FIRST_COMPLETED)
+                before, signs, since, looked = signs, await self._signs(), looked, loop.time()
+                if gets_on(before, signs, looked - since):
+                    moved = looked
         finally:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
@@ -211,8 +234,16 @@ class Engine:
             raise self._failed(f"{self._exit()} before it was ready")
         asked.result()
 
+    async def _signs(self) -> Signs:
+        """Return the signs of life of a starting engine."""
+        work, gpu = await asyncio.to_thread(self._family.work), await asyncio.to_thread(self._kind.gpu_memory)
+        return Signs(heard=self._heard, read=work.read, resident=work.resident, gpu=gpu, cpu=work.cpu)
+
     async def _ask_until_answered(self) -> None:
-        """Return once /health says 200 and one token has been generated: a server that listens is not yet an engine that answers."""
+        """Return once /health says 200 and one token has been generated: a server that listens is not yet an engine that answers.
+
+        What answers must be the engine: another program may have been given its port before it opened it.
+        """
         client = Client(Target.parse(self.url), idle=0, headers={"Content-Type": "application/json"})
         try:
             while True:
@@ -222,7 +253,8 @@ class Engine:
                     if healthy:
                         status, answer = await self._ask(client, "POST", COMPLETIONS, _QUESTION)
                         # A model for embeddings has no completions, and says so.
-                        if 400 <= status < 500 or b'"choices":[{' in answer:
+                        answered = 400 <= status < 500 or b'"choices":[{' in answer
+                        if answered and await asyncio.to_thread(self._family.holds, int(self.url.rpartition(":")[2])):
                             return
                 await asyncio.sleep(_LOOK if healthy else _POLL)  # questions that it answers badly would count as work
         finally:
@@ -266,10 +298,17 @@ class Engine:
         self._heard += 1
         self._last.append(line)
         output.info("%s", line)
+        if not self._ending and not self._fatal and self._kind.fatal(line):
+            self._fatal = line[:200]
+            if self._lifecycle.state is not State.STARTING:  # else `ready` ends the start
+                self.condemn(f"cannot go on, as its log says ({self._fatal}),")
 
     async def _watch(self) -> None:
         """Wait for the engine's end, whatever it is; unasked, any exit code is a failure (FastDeploy ends with 0 after a crash)."""
+        caring = asyncio.create_task(self._care())
         await asyncio.to_thread(self._process.wait)
+        caring.cancel()
+        await asyncio.gather(caring, return_exceptions=True)
         await self._last_words()
         if self._ending or self._lifecycle.state is State.STARTING:
             return  # asked for, or reported by `ready`
@@ -278,6 +317,17 @@ class Engine:
         log.error("%s", self._story(str(died)))
         self.died.set_result(died)
         await asyncio.to_thread(self._family.kill)  # what it started may live on, hold the GPU's memory and even answer /health
+
+    async def _care(self) -> None:
+        """Bound the engine's logs while it serves, and end one whose main process is frozen: its HTTP server may answer for ever."""
+        pulse, now = Pulse(), asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(_CARE)
+            if self._lifecycle.state is State.STARTING:
+                continue
+            await asyncio.to_thread(self._kind.bound_logs)
+            if self._kind.polls and pulse.frozen(now(), self._family.cpu_of_first()):
+                self.condemn("stood still: its main process used no processor time for 30 s")
 
     async def _last_words(self) -> None:
         """Give the output and the logs of an engine that has ended a moment to arrive, then stop listening."""

@@ -62,13 +62,16 @@ class Unavailable(WorkerError):
 
 
 class InvalidSettings(WorkerError):
-    """The operator must change the listed settings; `problems` holds one sentence for each."""
+    """The operator must change the listed settings; `problems` holds one sentence for each.
+
+    `settings` is what the others come to, with defaults for the wrong ones, where they could be read: further looks may take it.
+    """
 
     code = "invalid_settings"
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], settings: object = None) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems, self.settings = problems, settings
 
 
 class EngineFailedToStart(WorkerError):

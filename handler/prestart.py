@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess  # noqa: TID251
 from collections.abc import Mapping, Sequence
+
+from handler.environment import engine_variables
 
 __all__ = ["ENGINE_PYTHON", "MARK", "SERVER", "Prestarted", "engine_environment", "new_mark", "prestart", "start_process"]
 
@@ -25,20 +26,10 @@ ENGINE_PYTHON = "python3"
 SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fastdeploy", "serve_on_loopback.py")  # noqa: PTH100, PTH118, PTH120  # pathlib is slow to import
 """The program that serves FastDeploy."""
 
-_SECRETS = re.compile(r"SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_)(?:TOKEN|KEY)$")
-
 
 def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the worker's environment without what the engine, or code in a checkpoint, has no business with.
-
-    RUNPOD_AI_API_KEY takes jobs in the endpoint's name, and hub tokens read private repositories. Empty FD_ switches go too: FastDeploy
-    reads them with int().
-    """
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith("RUNPOD_") and not _SECRETS.search(name.upper()) and (value or not name.startswith("FD_"))
-    }
+    """Return what the engine gets of the worker's environment: the variables that engines are known to read, and ENGINE_VARIABLES'."""
+    return engine_variables(environment, [name.strip() for name in environment.get("ENGINE_VARIABLES", "").split(",")])
 
 
 def start_process(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -27,10 +28,14 @@ _PAUSE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What the living processes have done so far: CPU time in seconds, bytes read from storage."""
+    """What the processes of an engine have done, and what they hold."""
 
-    cpu: float
+    cpu: Mapping[int, float]
+    """Seconds of processor time by process id."""
     read: int
+    """Bytes read from storage."""
+    resident: int
+    """Bytes of main memory."""
 
 
 @dataclass(slots=True)
@@ -56,15 +61,32 @@ class Family:
         return False
 
     def work(self) -> Work:
-        """Return what they have done; it falls when one of them ends."""
-        cpu, read = 0.0, 0
+        """Return what the living members have done so far, and what they hold."""
+        read = resident = 0
+        cpu: dict[int, float] = {}
         for process in self.members():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                cpu += times.user + times.system
+                cpu[process.pid] = times.user + times.system
+                resident += process.memory_info().rss
                 if hasattr(process, "io_counters"):  # not on macOS
                     read += process.io_counters().read_bytes
-        return Work(cpu=cpu, read=read)
+        return Work(cpu=cpu, read=read, resident=resident)
+
+    def cpu_of_first(self) -> float:
+        """Return the seconds of processor time that the first process has used; 0 when it is gone."""
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self.pid).cpu_times()
+            return float(times.user + times.system)
+        return 0.0
+
+    def holds(self, port: int) -> bool:
+        """Tell whether a member listens on a port of 127.0.0.1."""
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                if any(one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")):
+                    return True
+        return False
 
     def kill(self) -> None:
         """End them all, and reap those that have become children of this process; the first one is its starter's to reap.

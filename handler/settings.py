@@ -220,6 +220,10 @@ class EngineSettings:
         "The release of FastDeploy that is installed; empty means to look."
     )
     python: str = variable("ENGINE_PYTHON", "python3", group="image")("The interpreter that has FastDeploy installed.")
+    variables: tuple[str, ...] = variable("ENGINE_VARIABLES", (), group="start")(
+        "Names, separated by commas, of further variables that the engine's process gets; it gets those that FastDeploy, CUDA and the "
+        "system are known to read, and no other."
+    )
     startup_timeout: float = variable("ENGINE_STARTUP_TIMEOUT", 1200.0, within=(1, 86400), group="start")(
         "Seconds from the engine's start to its first answer; past that the worker gives up. RunPod itself waits 7 minutes unless "
         "RUNPOD_INIT_TIMEOUT says otherwise."
@@ -362,7 +366,7 @@ def read_settings(environment: Mapping[str, str], *, baked: Path = BAKED_SETTING
     settings: Settings = _filled(Settings, values, texts={**environment, **written}, warnings=tuple(report(environment)))
     problems += _contradictions(settings)
     if problems:
-        raise InvalidSettings(problems)
+        raise InvalidSettings(problems, settings)
     return settings
 
 

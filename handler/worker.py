@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from checkpoint.find import Places, Source, Weights, find_weights
 from checkpoint.unavailable import ModelUnavailable
 from handler.engine import Engine
-from handler.engines import choose_engine
-from handler.errors import WorkerError
+from handler.engines import Start, choose_engine, further_problems
+from handler.errors import InvalidSettings, WorkerError
 from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.lifecycle import Lifecycle, State
 from handler.logs import configure
@@ -45,7 +45,7 @@ def run(argv: list[str], environment: Mapping[str, str], prestarted: Prestarted 
         return _check_flags(argv[1:], environment)
     shutdown = Shutdown()
     try:
-        settings = read_settings(environment, engine_names=variable_names())
+        settings = _read(environment)
         configure(settings.log_level, platform="RUNPOD_ENDPOINT_ID" in environment)
         for warning in settings.warnings:
             log.warning("%s", warning)
@@ -58,6 +58,14 @@ def run(argv: list[str], environment: Mapping[str, str], prestarted: Prestarted 
     except BrokenPipeError:  # the reader of the answer has left; Python would complain once more at its own end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _read(environment: Mapping[str, str]) -> Settings:
+    """Return the settings, or name all that is wrong with them and with the engine's variables at once."""
+    try:
+        return read_settings(environment, engine_names=variable_names())
+    except InvalidSettings as error:
+        raise InvalidSettings(error.problems + further_problems(error)) from None
 
 
 async def _serve(
@@ -125,14 +133,14 @@ async def _started(
     lifecycle: Lifecycle,
 ) -> AsyncIterator[Engine]:
     """Find the weights and start the engine; leaving ends it."""
-    fit = await shutdown.unless_requested(_in_thread(lambda: choose_engine(settings)))
+    start = await shutdown.unless_requested(_in_thread(lambda: choose_engine(settings)))
     lifecycle.cold_start.note("machine checked")
-    weights = await shutdown.unless_requested(_in_thread(lambda: _find(settings)))
+    weights = await shutdown.unless_requested(_in_thread(lambda: _find(settings, start)))
     lifecycle.cold_start.note("weights found")
-    kind, examine = fit(weights)
+    kind = start.prepare(weights)
     async with Engine(kind, environment, settings.engine, lifecycle, prestarted) as engine:
         lifecycle.cold_start.note("engine started")
-        await shutdown.unless_requested(_in_thread(examine))
+        await shutdown.unless_requested(_in_thread(kind.examine))
         from checkpoint.read_ahead import ReadAhead
 
         with ReadAhead(weights.directory or Path(os.devnull)) as ahead:
@@ -145,11 +153,11 @@ async def _started(
             yield engine
 
 
-def _find(settings: Settings) -> Weights:
+def _find(settings: Settings, start: Start) -> Weights:
     model = settings.model
     source = Source(name=model.source, revision=model.revision, hub=model.origin, endpoint=model.endpoint, token=model.token.reveal())
     home, hub_cache = (Path(text) if text else None for text in (model.home, model.hub_cache))
-    return find_weights(source, Places(baked=Path(model.baked), home=home, hub_cache=hub_cache))
+    return find_weights(source, Places(baked=Path(model.baked), home=home, hub_cache=hub_cache), start.accept)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -94,9 +94,15 @@ def _type(action: argparse.Action) -> str:
     if action.type is None:
         return "str"
     name = getattr(action.type, "__name__", str(action.type))
-    if name == "<lambda>" and callable(action.type) and action.type("a,b") == ["a", "b"]:
-        return "list"
-    return _TYPES.get(name, name)
+    return "list" if name == "<lambda>" and _splits(action.type) else _TYPES.get(name, name)
+
+
+def _splits(read: Any) -> bool:
+    """Whether a type without a name reads values between commas; those of --cache-queue-port are numbers to FastDeploy."""
+    try:
+        return [str(value) for value in read("1,2")] == ["1", "2"]
+    except Exception:  # noqa: BLE001  # it may be any function
+        return False
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ OWN: Mapping[str, str] = MappingProxyType(
 )
 """Flags that are the worker's own, whoever asks, and why; their upper-case names are not read here."""
 
+_REFUSED = ("ips", "scheduler_password")
+"""Those of them whose upper-case names nothing else has: to pass over such a variable would pass over a wish."""
+
 ONLY_EXTRA: Mapping[str, str] = MappingProxyType(
     {
         "max_concurrency": "MAX_CONCURRENCY is how many jobs the worker takes; the engine's limit is kept above it",
@@ -85,6 +88,9 @@ def collect_flags(texts: Mapping[str, str], release: str) -> tuple[dict[str, Any
         text = texts.get(name, "").strip()
         if text:
             problems += _read_variable(name, dest, text, release, values)
+    for dest in _REFUSED:
+        if texts.get(dest.upper(), "").strip():
+            problems.append(f"{dest.upper()}: expected it unset, the flag is the worker's own: {OWN[dest]}")
     extra = texts.get(EXTRA_ARGS, "").strip()
     if extra:
         problems += [f"{EXTRA_ARGS}: {problem}" for problem in _read_extra(extra, table, values)]
@@ -224,5 +230,5 @@ def _unknown(option: str, table: Mapping[str, Flag], spellings: Mapping[str, Fla
             return f"{option}: this release of FastDeploy has no such flag ({listed(having)} {'has' if len(having) == 1 else 'have'} it)"
     import difflib  # only for mistakes
 
-    near = difflib.get_close_matches(option, spellings, n=1)
+    near = difflib.get_close_matches(option, spellings, n=1, cutoff=0.75)  # --nope is 0.62 like --model
     return f"{option}: unknown to this release of FastDeploy" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,4 +1,4 @@
-"""Which GPUs this container sees, asked of nvidia-smi, and whether an image runs on them.
+"""The GPUs of this container: listed by nvidia-smi, held against the image, and dealt out to FastDeploy's ranks.
 
 No GPU library is imported, so the answers are there before the engine starts.
 """
@@ -8,12 +8,24 @@ from __future__ import annotations
 import logging
 import re
 import subprocess  # noqa: TID251
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from handler.errors import EngineFailedToStart
 
-__all__ = ["QUERY", "Gpu", "explain", "image_findings", "list_gpus", "parse_architectures", "read_gpus", "with_article"]
+__all__ = [
+    "QUERY",
+    "Gpu",
+    "explain",
+    "fit_gpus",
+    "image_findings",
+    "list_gpus",
+    "parse_architectures",
+    "read_gpus",
+    "visible",
+    "with_article",
+]
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +56,14 @@ class Gpu:
     """One GPU; memory in bytes. None is what the driver does not tell, as for parts of a GPU in MIG mode."""
 
     index: int
-    name: str
-    capability: int | None
+    """As nvidia-smi numbers it; CUDA_VISIBLE_DEVICES may name it by uuid (GPU-...)."""
+    name: str = ""
+    capability: int | None = None
     """Compute capability as kernels are named by it: 89 for 8.9."""
-    memory_total: int | None
-    memory_free: int | None
-    uuid: str
-    driver: str
+    memory_total: int | None = None
+    memory_free: int | None = None
+    uuid: str = ""
+    driver: str = ""
 
 
 _TROUBLES = (
@@ -201,3 +214,69 @@ def _judge_driver(driver: str, cuda: str, problems: list[str], notes: list[str])
         )
     elif int(major) < _DOCUMENTED_DRIVER:
         notes.append(f"the host's driver is {driver}; FastDeploy's documentation asks for {_DOCUMENTED_DRIVER} or newer")
+
+
+# --- which of them the engine gets, and how a model is dealt to them
+
+
+def visible(text: str, gpus: Sequence[Gpu]) -> tuple[list[int] | None, list[str]]:
+    """Return the indices of the GPUs that the engine may use, None when not known, and what is wrong with CUDA_VISIBLE_DEVICES.
+
+    FastDeploy hands its words to int() and to NVML, which counts the container's GPUs and knows neither uuids nor MIG slices.
+    """
+    if not text:
+        return [gpu.index for gpu in gpus] or None, []
+    found, problems = [], []
+    for word in (word.strip() for word in text.split(",")):
+        index, expected = _one_gpu(word, gpus)
+        if expected:
+            problems.append(f"CUDA_VISIBLE_DEVICES: got {word!r}, expected {expected}")
+        elif index in found:
+            problems.append(f"CUDA_VISIBLE_DEVICES: got {text!r}, which names GPU {index} twice, expected each once")
+        else:
+            found.append(index)
+    return None if problems else found, problems
+
+
+def _one_gpu(word: str, gpus: Sequence[Gpu]) -> tuple[int, str]:
+    if word.startswith("MIG-"):
+        return -1, "whole numbers: FastDeploy cannot run on a slice of a GPU (MIG), take a whole one"
+    known = ", ".join(str(gpu.index) for gpu in gpus)
+    if word.startswith("GPU-"):
+        named = [gpu.index for gpu in gpus if gpu.uuid.startswith(word)]
+        return (named[0], "") if len(named) == 1 else (-1, f"whole numbers{f' ({known})' if known else ''}: no one GPU here has this uuid")
+    if not (word.isascii() and word.isdecimal()):
+        return -1, "whole numbers separated by commas"
+    if gpus and int(word) not in {gpu.index for gpu in gpus}:
+        return -1, f"a GPU of this machine: {known}"
+    return int(word), ""
+
+
+def fit_gpus(values: dict[str, Any], heads: Mapping[str, int], gpus: Sequence[int] | None) -> list[str]:
+    """Spread the model over all GPUs that its heads can be dealt to, unless the operator said over how many."""
+    copies = values.get("data_parallel_size", 1)
+    if "tensor_parallel_size" not in values:
+        most = max(1, min(8, len(gpus or ())) // copies)
+        values["tensor_parallel_size"] = max(size for size in range(1, most + 1) if not _misdealt(size, heads))
+    size = values["tensor_parallel_size"]
+    problems = _misdealt(size, heads)
+    product = f"TENSOR_PARALLEL_SIZE x DATA_PARALLEL_SIZE: got {size} x {copies} = {size * copies}"
+    if gpus is not None and size * copies > len(gpus):
+        problems.append(f"{product}, expected at most {len(gpus)}, the number of visible GPUs")
+    elif size * copies > 8:
+        problems.append(f"{product}, expected at most 8, the GPUs of one machine")
+    return problems
+
+
+def _misdealt(size: int, heads: Mapping[str, int]) -> list[str]:
+    """Return one sentence for each kind of heads that cannot be dealt to `size` GPUs.
+
+    Where there are fewer key/value heads than GPUs, FastDeploy (QKVParallelLinear) keeps each on several.
+    """
+    problems = []
+    for name, count in heads.items():
+        copied = name == "num_key_value_heads"
+        if size > 0 and count % size and not (copied and size % count == 0):
+            expected = "a divisor or a multiple" if copied else "a divisor"
+            problems.append(f"TENSOR_PARALLEL_SIZE: got {size}, expected {expected} of the model's {name}, which is {count}")
+    return problems

@@ -12,16 +12,9 @@ from pathlib import Path
 
 from checkpoint.progress import size_text
 from checkpoint.size import Estimate, Load, estimate, read_shape, weights_size
-from handler.errors import EngineFailedToStart
 from handler.fastdeploy.gpus import Gpu, image_findings, with_article
 
-__all__ = ["Disk", "Findings", "Host", "Plan", "look_at_host", "preflight", "require"]
-
-_ENGINE_LENGTH = 2048
-"""FastDeploy's own default of --max-model-len (2.3 to 2.6)."""
-
-_CHUNK = 8192
-"""Tokens taken for one step where the operator does not say; it only enters the guess of the margin."""
+__all__ = ["Demand", "Disk", "Findings", "Host", "look_at_host", "preflight"]
 
 _SMALL_SHM = 1 << 30
 _SMALL_DISK = 1 << 30
@@ -30,8 +23,8 @@ _SDK_DISK_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is about to be started; sizes in tokens, 0 where the operator left it to the engine."""
+class Demand:
+    """What is about to be started."""
 
     architectures: tuple[int, ...]
     """What the image holds kernels for, such as (80, 90); empty where it does not say."""
@@ -42,10 +35,12 @@ class Plan:
     quantization: str = ""
     experts: str | None = None
     """The quantization of routed experts, where it is another than that of the rest."""
-    cache_bits: int = 16
-    length: int = 0
-    batched: int = 0
-    requests: int = 8
+    length: int
+    """Longest request, in tokens."""
+    batched: int
+    """Tokens of one step."""
+    requests: int
+    """Requests decoded at the same time."""
     memory_share: float = 0.9
     """The share of a GPU's memory that the engine may use."""
 
@@ -85,50 +80,42 @@ def _disk(path: Path) -> Disk:
     return Disk(path=path, total=usage.f_blocks * usage.f_frsize, free=usage.f_bavail * usage.f_frsize)
 
 
-def preflight(plan: Plan, gpus: tuple[Gpu, ...], host: Host, checkpoint: Path | None) -> Findings:
-    """Return all that speaks against starting `plan` on the GPUs it uses; `checkpoint` is None where the engine downloads it itself."""
-    problems, notes = image_findings(gpus, plan.architectures, plan.cuda)
+def preflight(demand: Demand, gpus: tuple[Gpu, ...], host: Host, checkpoint: Path | None) -> Findings:
+    """Return all that speaks against starting `demand` on the GPUs it uses; `checkpoint` is None where the engine downloads it itself."""
+    problems, notes = image_findings(gpus, demand.architectures, demand.cuda)
     findings = Findings(problems=problems, notes=notes)
     if checkpoint is not None:
-        _check_memory(plan, gpus, checkpoint, findings)
-    _check_host(plan, host, findings)
+        _check_memory(demand, gpus, checkpoint, findings)
+    _check_host(demand, host, findings)
     return findings
 
 
-def require(findings: Findings) -> None:
-    """Raise EngineFailedToStart naming every problem, if there is one."""
-    if findings.problems:
-        raise EngineFailedToStart("\n".join(findings.problems))
-
-
-def _check_memory(plan: Plan, gpus: tuple[Gpu, ...], checkpoint: Path, findings: Findings) -> None:
+def _check_memory(demand: Demand, gpus: tuple[Gpu, ...], checkpoint: Path, findings: Findings) -> None:
     try:
-        weights = weights_size(checkpoint, plan.quantization, plan.experts)
+        weights = weights_size(checkpoint, demand.quantization, demand.experts)
     except (OSError, ValueError) as error:
         findings.notes.append(f"the GPU memory that the weights need could not be estimated: {error}")
         return
-    share = -(-weights // plan.parallel)
+    share = -(-weights // demand.parallel)
     for gpu in gpus:
         if gpu.memory_total is not None and share > gpu.memory_total:
-            findings.problems.append(_too_large(gpu, share, plan, f"it has {size_text(gpu.memory_total)}"))
+            findings.problems.append(_too_large(gpu, share, demand, f"it has {size_text(gpu.memory_total)}"))
         elif gpu.memory_total is not None and gpu.memory_free is not None and share > gpu.memory_free:
             free = f"{size_text(gpu.memory_free)} of its {size_text(gpu.memory_total)} are free, another process holds the rest"
-            findings.problems.append(_too_large(gpu, share, plan, free))
+            findings.problems.append(_too_large(gpu, share, demand, free))
     shape = read_shape(checkpoint)
     if shape is None:
         findings.notes.append(f"weights {size_text(share)} on each GPU; config.json does not tell the size of the cache")
         return
-    length = plan.length or min(shape.positions or _ENGINE_LENGTH, _ENGINE_LENGTH)
-    batched = plan.batched or min(length, _CHUNK)
-    load = Load(length=length, batched=batched, requests=plan.requests, cache_bits=plan.cache_bits, parallel=plan.parallel)
+    load = Load(length=demand.length, batched=demand.batched, requests=demand.requests, parallel=demand.parallel)
     needed = estimate(weights, shape, load)
-    findings.notes.append(_story(needed, length))
-    findings.notes += [_tight(gpu, needed, plan) for gpu in gpus if _budget(gpu, plan) < needed.total]
+    findings.notes.append(_story(needed, demand.length))
+    findings.notes += [_tight(gpu, needed, demand) for gpu in gpus if _budget(gpu, demand) < needed.total]
 
 
-def _too_large(gpu: Gpu, share: int, plan: Plan, has: str) -> str:
+def _too_large(gpu: Gpu, share: int, demand: Demand, has: str) -> str:
     todo = "choose a larger GPU, more GPUs (TENSOR_PARALLEL_SIZE) or a smaller model"
-    if not plan.quantization:
+    if not demand.quantization:
         todo += ", or set QUANTIZATION (wint8, wint4)"
     return f"the weights alone need {size_text(share)} on GPU {gpu.index}, {with_article(gpu.name)}, and {has}: {todo}"
 
@@ -140,28 +127,29 @@ def _story(needed: Estimate, length: int) -> str:
     )
 
 
-def _budget(gpu: Gpu, plan: Plan) -> float:
+def _budget(gpu: Gpu, demand: Demand) -> float:
     if gpu.memory_total is None:
         return float("inf")
     used = gpu.memory_total - gpu.memory_free if gpu.memory_free is not None else 0
-    return gpu.memory_total * plan.memory_share - used
+    return gpu.memory_total * demand.memory_share - used
 
 
-def _tight(gpu: Gpu, needed: Estimate, plan: Plan) -> str:
+def _tight(gpu: Gpu, needed: Estimate, demand: Demand) -> str:
+    usable = _budget(gpu, demand)
     return (
-        f"GPU {gpu.index} may be too small: {size_text(_budget(gpu, plan))} are usable, {size_text(needed.total)} estimated; cache for "
-        f"about {needed.tokens(_budget(gpu, plan))} tokens would fit: lower MAX_MODEL_LEN or MAX_NUM_BATCHED_TOKENS, or choose a larger GPU"
+        f"GPU {gpu.index} may be too small: {size_text(usable)} are usable, {size_text(needed.total)} estimated; cache for about "
+        f"{needed.tokens(usable)} tokens would fit: lower MAX_MODEL_LEN or MAX_NUM_BATCHED_TOKENS, or choose a larger GPU"
     )
 
 
-def _check_host(plan: Plan, host: Host, findings: Findings) -> None:
+def _check_host(demand: Demand, host: Host, findings: Findings) -> None:
     shm, root = host.shm, host.root
     if shm is None:
         findings.problems.append("no /dev/shm, through which FastDeploy's processes talk: run the container with --shm-size=1g")
     elif not shm.free:
         findings.problems.append(f"{shm.path} is full, and FastDeploy's processes talk through it: run the container with --shm-size=1g")
-    elif plan.parallel > 1 and shm.total < _SMALL_SHM:
-        findings.notes.append(f"{shm.path} has {size_text(shm.total)}, little for {plan.parallel} GPUs: raise --shm-size to 1g or more")
+    elif demand.parallel > 1 and shm.total < _SMALL_SHM:
+        findings.notes.append(f"{shm.path} has {size_text(shm.total)}, little for {demand.parallel} GPUs: raise --shm-size to 1g or more")
     if root.free < _SMALL_DISK:
         findings.notes.append(f"{root.path} has {size_text(root.free)} free; logs and compile caches may fill it")
     elif root.free < root.total * _SDK_DISK_SHARE:

@@ -1,50 +1,121 @@
-"""FastDeploy as the engine: flags that fit the machine, the checkpoint and each other, with the operator's word above every default.
+"""FastDeploy on this machine, from the operator's variables to its command line, in three steps.
 
-`prepare` decides everything before a process starts, from values alone, and reports all contradictions at once: FastDeploy itself finds
-them one at a time, some only after the weights are loaded, in a log that nobody sees. What it asserts is cited from FDConfig.check.
+    start = FastDeployStart(settings)       check: variables, release, GPUs, driver; nothing has been downloaded
+    start.accept(config)                    the same with a config.json, as soon as there is one, before any weight
+    engine = start.prepare(weights)         what the checkpoint decides
+    engine.examine()                        whether the machine can hold it; changes nothing, so it belongs beside the start
+
+What the flags come to is `decision`'s, which knows values only.
 """
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from handler.errors import InvalidSettings
-from handler.fastdeploy.cleanup import Residue
-from handler.fastdeploy.devices import Gpu, devices, fit_gpus, visible
-from handler.fastdeploy.flags import collect_flags, collect_variables, flag_table, range_problem, to_argv
-from handler.fastdeploy.model_config import head_counts, is_misread, language_part, layout_problems, longest_context
+from checkpoint.config import language_part, read_config
+from checkpoint.find import Weights
+from checkpoint.memory import oom_kills
+from handler.engine import free_ports
+from handler.errors import EngineFailedToStart, InvalidSettings
+from handler.fastdeploy.cleanup import Cleanup, LogFolder
+from handler.fastdeploy.decision import USUAL_LENGTH, Decision, decide, path_problems, pinned_ports
+from handler.fastdeploy.flags import RELEASES, flag_table, to_argv
+from handler.fastdeploy.formats import format_problems
+from handler.fastdeploy.gpus import Gpu, image_findings, list_gpus, parse_architectures
+from handler.fastdeploy.installed import installed_version
 from handler.fastdeploy.rules import Rules
 from handler.logs import Tail
 from handler.prestart import SERVER
-from handler.settings import Settings
+from handler.settings import EngineSettings, Settings
 
 if TYPE_CHECKING:
     from handler.exchange import Exchange
     from handler.job import Request
 
-__all__ = ["FastDeployEngine", "Gpu", "Host", "check", "prepare"]
+__all__ = ["FastDeployEngine", "FastDeployStart", "release_of"]
 
-USUAL_LENGTH = 2048
-"""FastDeploy's own default for --max-model-len."""
+log = logging.getLogger(__name__)
 
-USUAL_CONCURRENCY = 512
-"""FastDeploy's own default for --max-concurrency (2.6: 2048, over four HTTP processes)."""
-
-_CHUNK = {True: 8192, False: 2048}
-"""Tokens of a step with chunked prefill that FastDeploy takes unasked, by whether the V1 scheduler is on."""
+_LOGS = ("launch_worker.log", "workerlog.*", "launch_cache_transfer_manager_*.log", "launch_cache_messager_*.log")
+"""What its launchers, its ranks and the managers of its cache write; the logs of its HTTP server hold prompts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """What the engine finds around it. `gpus` empty means that they are not known, and `free_ports(n)` returns n ports nobody holds."""
+class FastDeployStart:
+    """One start of FastDeploy that can work, as far as that can be known; `gpus` lists those of the machine.
 
-    gpus: tuple[Gpu, ...]
-    free_ports: Callable[[int], Sequence[int]]
-    log_directory: Path
+    Raises:
+        InvalidSettings: naming every variable that the engine or the machine does not allow for any checkpoint.
+        EngineFailedToStart: when the GPUs cannot be listed, or cannot run what the image holds.
+    """
+
+    def __init__(self, settings: Settings, gpus: Callable[[], tuple[Gpu, ...]] = list_gpus) -> None:
+        self._settings = settings
+        self._release = release_of(settings.engine)
+        self._gpus, broken = _listed(gpus)
+        decision = self._decide(settings, None)
+        if broken:
+            raise broken
+        # How many more are used, the checkpoint's heads decide: `examine` looks at those.
+        first = self._chosen(decision)[:1]
+        problems, _ = image_findings(first, _architectures(settings.engine), settings.engine.image_cuda)
+        if problems:
+            raise EngineFailedToStart("\n".join(problems))
+
+    def accept(self, config: Mapping[str, Any]) -> None:
+        """Refuse what the checkpoint with this config.json does not allow.
+
+        Raises:
+            InvalidSettings: naming every value that contradicts the checkpoint, and all that the release cannot read of it.
+        """
+        self._decide(self._settings, config)
+
+    def prepare(self, weights: Weights) -> FastDeployEngine:
+        """Return the engine for the weights that were found; a repository's name, which FastDeploy downloads itself, has no config yet.
+
+        Raises:
+            InvalidSettings: as `accept`, and when the path of the weights cannot be used.
+            ModelUnavailable: when their config.json cannot be read.
+        """
+        config = read_config(weights.directory) if weights.directory else {}
+        settings = replace(self._settings, texts={**self._settings.texts, **weights.variables})
+        decision = self._decide(settings, config, path_problems(weights.model, "MODEL: its weights are in"))
+        for note in decision.notes:
+            log.warning("%s", note)
+        given = decision.environment.get("FD_LOG_DIR")
+        logs = None if given else LogFolder()
+        folder = logs.path if logs else Path(given or "").absolute()  # a relative one would depend on who starts the process
+        chosen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, decision.gpus))} if decision.gpus else {}
+        return FastDeployEngine(
+            python=settings.engine.python,
+            release=self._release,
+            values={**decision.values, "model": weights.model, "served_model_name": settings.model.served_name},
+            environment={**decision.environment, **chosen, "FD_LOG_DIR": str(folder)},
+            directory=weights.directory,
+            gpus=self._chosen(decision),
+            architectures=_architectures(settings.engine),
+            cuda=settings.engine.image_cuda,
+            rules=_rules(settings, decision, config, self._release),
+            raw=settings.requests.raw,
+            cleanup=Cleanup(release=self._release),
+            logs=logs,
+        )
+
+    def _decide(self, settings: Settings, config: Mapping[str, Any] | None, problems: Sequence[str] = ()) -> Decision:
+        decision = decide(settings, self._release, self._gpus, config)
+        model_impl, plugins = decision.values.get("model_impl", "auto"), bool(decision.environment.get("FD_PLUGINS"))
+        found = [*decision.problems, *_image_problems(settings.engine), *_plugin_problems(decision.values)]
+        found += [*format_problems(config or {}, self._release, model_impl=model_impl, plugins=plugins), *problems]
+        if found:
+            raise InvalidSettings(found)
+        return decision
+
+    def _chosen(self, decision: Decision) -> tuple[Gpu, ...]:
+        listed = {gpu.index: gpu for gpu in self._gpus}
+        return tuple(listed[index] for index in decision.gpus if index in listed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +126,55 @@ class FastDeployEngine:
     release: str
     values: Mapping[str, Any]
     environment: Mapping[str, str]
-    free_ports: Callable[[int], Sequence[int]]
+    directory: Path | None
+    gpus: tuple[Gpu, ...]
+    architectures: tuple[int, ...]
+    cuda: str
     rules: Rules
-    raw: bool = False
-    residue: Residue = field(default_factory=Residue)
+    raw: bool
+    cleanup: Cleanup
+    logs: LogFolder | None
+    """The folder of its logs, unless the operator named one (FD_LOG_DIR), which is his to keep."""
+    oom_kills: int = field(default_factory=oom_kills)
+    """How many processes of this container the kernel had killed before, for want of memory."""
     name: str = "fastdeploy"
+    polls: bool = True
 
     def command(self, port: int) -> list[str]:
         """Return the argv that serves on 127.0.0.1:`port`, its other ports pinned to free ones."""
         values = {**self._ports(port), **self.values, "host": "127.0.0.1", "port": port}
+        self.cleanup.expect([port, *pinned_ports(values)])
         return [self.python, SERVER, *to_argv(values, flag_table(self.release))]
 
     def variables(self) -> dict[str, str]:
         """Return what the engine's environment needs beside the worker's own."""
         return dict(self.environment)
+
+    def examine(self) -> None:
+        """Look whether the machine can hold it, and log what is only estimated.
+
+        Raises:
+            EngineFailedToStart: naming every reason why it cannot.
+        """
+        from handler.fastdeploy.preflight import Demand, look_at_host, preflight
+
+        quantization, experts = _quantizations(self.values.get("quantization") or {})
+        demand = Demand(
+            architectures=self.architectures,
+            cuda=self.cuda,
+            parallel=self.values["tensor_parallel_size"],
+            quantization=quantization,
+            experts=experts,
+            length=self.values["max_model_len"],
+            batched=self.values["max_num_batched_tokens"],
+            requests=self.values["max_num_seqs"],
+            memory_share=self.values.get("gpu_memory_utilization", 0.9),
+        )
+        findings = preflight(demand, self.gpus, look_at_host(), self.directory)
+        for note in findings.notes:
+            log.info("%s", note)
+        if findings.problems:
+            raise EngineFailedToStart("\n".join(findings.problems))
 
     def exchange(self, request: Request) -> Exchange:
         """Return how to put a request to it; raises InvalidJob for one that it must not see."""
@@ -77,225 +183,122 @@ class FastDeployEngine:
         return dialect.exchange(request, self.rules, raw=self.raw)
 
     def log_files(self) -> Tail:
-        """Return the logs of its launcher and its workers; those of its HTTP server hold prompts."""
-        return Tail(Path(self.environment["FD_LOG_DIR"]), ["launch_worker.log", "workerlog.*"])
+        """Return the logs of its launchers and its workers, whose folder is there from now on."""
+        if self.logs:
+            self.logs.make()
+        return Tail(Path(self.environment["FD_LOG_DIR"]), _LOGS)
+
+    def bound_logs(self) -> None:
+        """Keep its logs small; to be called now and then while it serves."""
+        if self.logs:
+            self.logs.bound()
+
+    def gpu_memory(self) -> int | None:
+        """Return the bytes in use on its GPUs, a sign of life while it loads; None where nvidia-smi does not tell. It takes a moment."""
+        used = {gpu.index for gpu in self.gpus}
+        try:
+            told = [(gpu.memory_total, gpu.memory_free) for gpu in list_gpus() if gpu.index in used]
+        except EngineFailedToStart:
+            return None
+        return sum(total - free for total, free in told if total is not None and free is not None)
+
+    def fatal(self, line: str) -> bool:
+        """Tell whether a line means its end, although its process may live for minutes, or for ever.
+
+        A line of a log starts with the log's name: `launch_worker.log: ...`. When the engine is being stopped such lines are no news.
+        """
+        from handler.fastdeploy.diagnose import fatal
+
+        return fatal(line)
 
     def explain(self, lines: Iterable[str]) -> str | None:
-        """Return the cause of a failure that its last lines show."""
-        from handler.fastdeploy.diagnose import explain
+        """Return the cause of a failure that its last lines, or the kernel's count of processes it killed, show."""
+        from handler.fastdeploy.diagnose import MAIN_MEMORY, explain
 
-        return explain(lines)
+        return MAIN_MEMORY if oom_kills() > self.oom_kills else explain(lines, pinned=pinned_ports(self.values))
 
     def clear(self) -> None:
-        """Remove its files and queues in shared memory."""
-        self.residue.clear()
+        """Remove its files and queues in shared memory, and its logs."""
+        self.cleanup.clear()
+        if self.logs:
+            self.logs.remove()
 
     def _ports(self, port: int) -> dict[str, Any]:
         """Return a port for each queue of each copy of the model, and for the metrics where they cannot share the server's own (2.3)."""
         copies = self.values.get("data_parallel_size", 1)
-        taken = {port, *_given_ports(self.values)}
-        free = [str(free) for free in self.free_ports(2 * copies + 1 + len(taken)) if free not in taken]
+        taken = {port, *pinned_ports(self.values)}
+        free = [str(free) for free in free_ports(2 * copies + 1 + len(taken)) if free not in taken]
         ports: dict[str, Any] = {"engine_worker_queue_port": free[:copies], "cache_queue_port": free[copies : 2 * copies]}
         if flag_table(self.release)["metrics_port"].default is not None:
             ports["metrics_port"] = int(free[2 * copies])
         return ports
 
 
-def prepare(
-    settings: Settings, model: Path | str, config: Mapping[str, Any], *, host: Host, texts: Mapping[str, str], release: str
-) -> FastDeployEngine:
-    """Return the engine for the checkpoint in `model`, whose config.json is `config`; a repository's name has none yet.
-
-    `texts` are the variables of the deployment: the environment, with the baked file's above it.
+def release_of(settings: EngineSettings) -> str:
+    """Return the release whose flags and habits hold: the named one, or the installed one.
 
     Raises:
-        InvalidSettings: naming every text that is wrong, and every value that contradicts another, the checkpoint or the machine.
+        InvalidSettings: when none is named, and none that is known is installed.
     """
-    values, environment, gpus, problems = _decide(settings, config, host=host, texts=texts, release=release)
-    problems += layout_problems(config, release)
-    problems += _bad_path(str(model), "MODEL: its weights are in")
-    if problems:
-        raise InvalidSettings(problems)
-    return FastDeployEngine(
-        python=settings.engine.python,
-        release=release,
-        values={**values, "model": str(model), "served_model_name": settings.model.served_name},
-        environment=_environment(environment, texts, host, config, release) | devices(gpus, values),
-        free_ports=host.free_ports,
-        rules=_rules(settings, values, config, environment, release),
-        raw=settings.requests.raw,
+    if settings.release:
+        return settings.release
+    version = installed_version(settings.python)
+    release = ".".join(version.split(".")[:2])
+    if release in RELEASES:
+        return release
+    found = f"FastDeploy {version}" if version else "no FastDeploy"
+    raise InvalidSettings(
+        [f"FASTDEPLOY_RELEASE: not set, and ENGINE_PYTHON={settings.python} has {found}; expected one of {', '.join(RELEASES)}"]
     )
 
 
-def check(settings: Settings, *, host: Host, texts: Mapping[str, str], release: str) -> Sequence[int]:
-    """Refuse whatever `prepare` would refuse for any checkpoint, and return the indices of the GPUs that the engine may use.
-
-    Raises:
-        InvalidSettings: naming every text that is wrong, and every value that contradicts another or the machine.
-    """
-    *_, gpus, problems = _decide(settings, None, host=host, texts=texts, release=release)
-    if problems:
-        raise InvalidSettings(problems)
-    return gpus or ()
+def _listed(gpus: Callable[[], tuple[Gpu, ...]]) -> tuple[tuple[Gpu, ...], EngineFailedToStart | None]:
+    """Return the machine's GPUs, or why they cannot be listed: wrong variables are reported first, since that needs no GPU."""
+    try:
+        return gpus(), None
+    except EngineFailedToStart as error:
+        return (), error
 
 
-def _decide(
-    settings: Settings, config: Mapping[str, Any] | None, *, host: Host, texts: Mapping[str, str], release: str
-) -> tuple[dict[str, Any], dict[str, str], list[int] | None, list[str]]:
-    """Return the engine's flags, its variables, its GPUs, and what is wrong; `config` is None before a checkpoint is there."""
-    values, problems = collect_flags(texts, release)
-    environment, more = collect_variables(texts)
-    problems += more
-    values = _from_settings(settings, values)
-    if config is not None:
-        problems += _fit_length(values, config)
-    problems += _bad_ranges(values)
-    gpus, more = visible(texts.get("CUDA_VISIBLE_DEVICES", "").strip(), host.gpus)
-    problems += more
-    problems += fit_gpus(values, head_counts(config or {}), gpus)
-    if "max_model_len" in values:  # else the checkpoint decides it
-        problems += _fit_tokens(values, environment)
-    problems += _conflicts(values, environment, settings.port)
-    problems += _bad_path(environment.get("FD_LOG_DIR", ""), "FD_LOG_DIR: got")
-    return values, environment, gpus, problems
+def _architectures(settings: EngineSettings) -> tuple[int, ...]:
+    return parse_architectures(settings.image_architectures)
 
 
-def _rules(settings: Settings, values: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, str], release: str) -> Rules:
+def _image_problems(settings: EngineSettings) -> list[str]:
+    try:
+        _architectures(settings)
+    except ValueError as error:
+        return [f"IMAGE_ARCHITECTURES: got {settings.image_architectures!r}, expected {error}"]
+    return []
+
+
+def _plugin_problems(values: Mapping[str, Any]) -> list[str]:
+    """Check the file of a plugin: FastDeploy starts without one that it cannot import."""
+    plugin = values.get("tool_parser_plugin")
+    return [f"TOOL_PARSER_PLUGIN: got {plugin!r}, expected a file of Python"] if plugin and not Path(plugin).is_file() else []
+
+
+def _rules(settings: Settings, decision: Decision, config: Mapping[str, Any], release: str) -> Rules:
     """Return what requests to this engine must keep to."""
-    language = language_part(config)
+    values = decision.values
     return Rules(
         release=release,
         served_name=settings.model.served_name,
         aliases=frozenset({settings.model.source}),
-        vocab_size=language.get("vocab_size"),
+        vocab_size=language_part(config).get("vocab_size"),
         max_model_len=values.get("max_model_len", USUAL_LENGTH),
         guided_decoding=values.get("guided_decoding_backend", "off") != "off",
         tool_parser=bool(values.get("tool_call_parser")),
         reasoning_parser=values.get("reasoning_parser"),
         logprobs=bool(values.get("enable_logprob")),
         vision="vision_config" in config,
-        max_stops=int(environment.get("FD_MAX_STOP_SEQS_NUM", 5)),
+        max_stops=int(decision.environment.get("FD_MAX_STOP_SEQS_NUM", 5)),
         max_tokens_limit=settings.requests.max_tokens_limit or None,
         strict=settings.requests.strict,
     )
 
 
-def _from_settings(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags that come from the worker's own settings, under those that the operator named himself."""
-    own = {
-        "max_concurrency": max(USUAL_CONCURRENCY, settings.limits.max_concurrency),
-        "max_num_seqs": settings.engine.max_num_seqs,
-        "timeout_graceful_shutdown": int(settings.engine.stop_timeout),
-        "workers": 1,
-    }
-    if settings.engine.max_model_len:
-        own["max_model_len"] = settings.engine.max_model_len
-    # A port of 0 asks for any free one, which every queue gets anyway.
-    asked = {dest: value for dest, value in values.items() if dest not in _PORTS or _ports_of(values, dest) or not isinstance(value, list)}
-    return own | asked
-
-
-def _bad_ranges(values: Mapping[str, Any]) -> list[str]:
-    """Check what settings read, whose own bounds are wider than the engine's."""
-    found = ((dest, value, range_problem(dest, value)) for dest, value in values.items())
-    return [f"{dest.upper()}: got {value}, expected {expected}" for dest, value, expected in found if expected]
-
-
-def _fit_length(values: dict[str, Any], config: Mapping[str, Any]) -> list[str]:
-    longest = longest_context(config)
-    length = values.setdefault("max_model_len", min(USUAL_LENGTH, longest or USUAL_LENGTH))
-    if longest and length > longest:
-        return [f"MAX_MODEL_LEN: got {length}, expected at most {longest}, which is what the model's config.json allows"]
-    return []
-
-
-# --- how the rest fits together
-
-
-def _chunked(values: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
-    """Whether prompts are computed in pieces: FastDeploy turns that on by itself, except for split roles and where told not to."""
-    unasked = values.get("splitwise_role", "mixed") == "mixed" and not _on(environment, "FD_DISABLE_CHUNKED_PREFILL", default=False)
-    return values.get("enable_chunked_prefill", False) or unasked
-
-
-def _on(environment: Mapping[str, str], name: str, *, default: bool) -> bool:
-    text = environment.get(name, "")
-    return text != "0" if text else default
-
-
-def _fit_tokens(values: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Give a step as many tokens as FastDeploy would by itself, within the bounds that it asserts and does not keep on its own."""
-    length, together, block = values["max_model_len"], values["max_num_seqs"], values.get("block_size", 64)
-    v1 = _on(environment, "ENABLE_V1_KVCACHE_SCHEDULER", default=True)
-    chunked = _chunked(values, environment)
-    # Without chunks a step has to hold the longest prompt.
-    low = {"BLOCK_SIZE": block, "MAX_NUM_SEQS": together} if chunked else {"MAX_MODEL_LEN": length, "MAX_NUM_SEQS": together}
-    most = length * together
-    usual = max(_CHUNK[v1] if chunked else length, *low.values())
-    name = "MAX_NUM_BATCHED_TOKENS" if "max_num_batched_tokens" in values else "MAX_MODEL_LEN x MAX_NUM_SEQS"
-    tokens = values.setdefault("max_num_batched_tokens", min(most, usual))
-    problems = [f"{name}: got {tokens}, expected at least {least}, which is {count}" for least, count in low.items() if tokens < count]
-    if tokens > most:
-        problems.append(f"{name}: got {tokens}, expected at most MAX_MODEL_LEN x MAX_NUM_SEQS, which is {most}")
-    return problems
-
-
-def _conflicts(values: Mapping[str, Any], environment: Mapping[str, str], worker_port: int) -> Iterable[str]:
-    """Yield one sentence for each pair of values that FastDeploy's configuration refuses together."""
-    partial, long_ones = values.get("max_num_partial_prefills", 1), values.get("max_long_partial_prefills", 1)
-    if long_ones > partial:
-        yield f"MAX_LONG_PARTIAL_PREFILLS: got {long_ones}, expected at most MAX_NUM_PARTIAL_PREFILLS, which is {partial}"
-    if partial > 1 and not _chunked(values, environment):
-        yield f"MAX_NUM_PARTIAL_PREFILLS: got {partial}, expected 1 unless ENABLE_CHUNKED_PREFILL is true"
-    if values.get("guided_decoding_backend", "off") != "off" and values.get("speculative_config", {}).get("method"):
-        yield "GUIDED_DECODING_BACKEND: expected off together with SPECULATIVE_CONFIG: FastDeploy cannot guide speculative decoding"
-    if _on(environment, "ENABLE_V1_KVCACHE_SCHEDULER", default=True) and _on(environment, "FD_DISABLED_RECOVER", default=False):
-        yield "FD_DISABLED_RECOVER: expected 0 unless ENABLE_V1_KVCACHE_SCHEDULER is 0"
-    copies = values.get("data_parallel_size", 1)
-    for dest in ("engine_worker_queue_port", "cache_queue_port"):
-        if dest in values and len(values[dest]) != copies:
-            yield f"{dest.upper()}: got {len(values[dest])} ports, expected one for each model copy (DATA_PARALLEL_SIZE), which is {copies}"
-    named = [(port, dest.upper()) for dest in _PORTS for port in _ports_of(values, dest)] + [(worker_port, "PORT")] * bool(worker_port)
-    for port in sorted({port for port, _ in named}):
-        names = [name for other, name in named if other == port]
-        if len(names) > 1:
-            yield f"{', '.join(dict.fromkeys(names))}: got {port} {len(names)} times, expected ports of their own"
-
-
-_OF_THE_SHELL = re.compile(r"""[\s"'`$&|;<>()*?\[\\]""")
-
-
-def _bad_path(path: str, what: str) -> list[str]:
-    """Check a path that FastDeploy writes into the one text by which a shell starts its launcher (LLMEngine._start_worker_service)."""
-    expected = "expected a path without white space and characters of the shell: FastDeploy's launcher does not quote it"
-    return [f"{what} {path!r}, {expected}"] if _OF_THE_SHELL.search(path) else []
-
-
-def _given_ports(values: Mapping[str, Any]) -> list[int]:
-    return [port for dest in _PORTS for port in _ports_of(values, dest)]
-
-
-_PORTS = ("metrics_port", "controller_port", "engine_worker_queue_port", "cache_queue_port")
-
-
-def _ports_of(values: Mapping[str, Any], dest: str) -> list[int]:
-    """Return the ports that the operator pinned; 0 and less mean any free one, or none."""
-    given = values.get(dest, [])
-    return [int(port) for port in (given if isinstance(given, list) else [given]) if int(port) > 0]
-
-
-# --- the engine's environment
-
-
-def _environment(
-    passed: Mapping[str, str], texts: Mapping[str, str], host: Host, config: Mapping[str, Any], release: str
-) -> dict[str, str]:
-    own = {
-        "DO_NOT_TRACK": texts.get("DO_NOT_TRACK", "").strip() or "1",  # from 2.4 on it reports its use to its makers
-    }
-    if release == "2.5":
-        own["FD_ENABLE_REQUEST_DISCONNECT_STOP_INFERENCE"] = "1"  # 2.6 has it on; before 2.5 nothing aborts
-    if is_misread(config, release):
-        own["FD_FOR_TORCH_MODEL_FORMAT"] = "1"
-    logs = Path(passed.get("FD_LOG_DIR", host.log_directory)).absolute()  # a relative one would depend on who starts the process
-    return own | dict(passed) | {"FD_LOG_DIR": str(logs)}
+def _quantizations(value: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the quantization that a value of the flag asks for, and that of routed experts where it is a mixture that tells both."""
+    name, parts = value.get("quantization", ""), (value.get("dense_quant_type"), value.get("moe_quant_type"))
+    return (str(parts[0]), str(parts[1])) if name == "mix_quant" and all(parts) else (str(name), None)

@@ -15,6 +15,8 @@ __all__ = [
     "INTEGER_VARIABLES",
     "NUMBER_VARIABLES",
     "check_speakable",
+    "name_problems",
+    "order",
     "range_problem",
     "read_number",
     "read_switch",
@@ -33,6 +35,27 @@ _KNOWN: Mapping[str, Mapping[str, str]] = {
     "splitwise_role": {"mixed": "2.3", "prefill": "2.3", "decode": "2.3"},
 }
 """Names that the engine takes where its parser would take any, each with the first release that has it."""
+
+_PARSERS = {
+    "reasoning_parser": ("ernie-45-vl", "ernie-45-vl-thinking", "ernie-x1", "qwen3"),
+    "tool_call_parser": ("ernie-45-vl-thinking", "ernie-x1"),
+}
+"""Parsers that the releases 2.3 to 2.6 register themselves (ReasoningParserManager, ToolParserManager); any other is a KeyError once the
+model is loaded. A plugin may register more: a file (TOOL_PARSER_PLUGIN), or an installed package that FD_PLUGINS names."""
+
+_METHODS = {"2.3": ("mtp", "ngram_match"), "2.6": ("mtp", "naive", "ngram", "suffix")}
+"""Methods of speculative decoding (SpeculativeConfig), from a release on."""
+
+_BACKENDS: Mapping[str, Mapping[str, str]] = {
+    "FD_ATTENTION_BACKEND": dict.fromkeys(("NATIVE_ATTN", "APPEND_ATTN", "MLA_ATTN", "FLASH_ATTN", "PLAS_ATTN"), "2.3")
+    | {"FLASH_MASK_ATTN": "2.4", "DSA_ATTN": "2.6"},
+    "FD_MODEL_SOURCE": dict.fromkeys(("AISTUDIO", "MODELSCOPE", "HUGGINGFACE"), "2.3"),
+    "FD_MOE_BACKEND": dict.fromkeys(("cutlass", "marlin", "triton"), "2.3")
+    | {"flashinfer-cutlass": "2.5", "flashinfer-trtllm": "2.5", "flashinfer-cutedsl": "2.6"},
+    "FD_SAMPLING_CLASS": dict.fromkeys(("base", "base_non_truncated", "air", "rejection"), "2.3") | {"triton": "2.6"},
+}
+"""Variables that name a part of the engine, and the names of its parts on CUDA (envs.py, platforms/cuda.py): another name ends a worker
+while the model loads, or is read as the default without a word."""
 
 _ANY = math.inf
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -96,10 +119,32 @@ NUMBER_VARIABLES = frozenset(
 
 def values_known_to(release: str, dest: str) -> tuple[str, ...]:
     """Return the names that a release's engine takes for a flag; none means that any will do, or that its parser knows them."""
-    return tuple(name for name, since in _KNOWN.get(dest, {}).items() if _order(since) <= _order(release))
+    return tuple(name for name, since in _KNOWN.get(dest, {}).items() if order(since) <= order(release))
 
 
-def _order(release: str) -> tuple[int, ...]:
+def name_problems(values: Mapping[str, Any], environment: Mapping[str, str], release: str) -> list[str]:
+    """Return one sentence for each flag or variable that names what the release's engine does not have, and no plugin can bring along."""
+    problems = []
+    if not (values.get("tool_parser_plugin") or environment.get("FD_PLUGINS")):
+        for dest, known in _PARSERS.items():
+            name = values.get(dest)
+            if name and str(name).replace("_", "-") not in known:  # as the engine reads it
+                expected = f"one of FastDeploy {release}'s own, {', '.join(known)}, or a file that registers it (TOOL_PARSER_PLUGIN)"
+                problems.append(f"{dest.upper()}: got {name!r}, expected {expected}")
+    method = values.get("speculative_config", {}).get("method")
+    methods = [names for first, names in _METHODS.items() if order(first) <= order(release)][-1]
+    if method is not None and method not in methods:
+        problems.append(f"SPECULATIVE_CONFIG: got method {method!r}, expected one of {', '.join(methods)}")
+    for variable, parts in _BACKENDS.items():
+        text = environment.get(variable, "")
+        having = [name for name, first in parts.items() if order(first) <= order(release)]
+        if text and text not in having and text.lower() not in having:
+            problems.append(f"{variable}: got {text!r}, expected one of {', '.join(having)}")
+    return problems
+
+
+def order(release: str) -> tuple[int, ...]:
+    """Return what sorts releases: 2.10 comes after 2.9."""
     return tuple(int(part) for part in release.split("."))
 
 

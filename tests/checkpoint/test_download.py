@@ -16,9 +16,10 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -426,3 +427,29 @@ def test_numbers_are_written_for_people() -> None:
     assert [size_text(size) for size in (0, 999, 999_499, 1_500_000, 12_345_678_901)] == ["0 B", "999 B", "999 kB", "2 MB", "12.3 GB"]
     assert [duration_text(seconds) for seconds in (0.4, 59.4, 61, 3600)] == ["0 s", "59 s", "1 min 1 s", "60 min 0 s"]
     assert progress_text(250, 1000, 10) == "250 B of 1 kB (25%), 10 B/s, 1 min 15 s left"
+
+
+def test_config_json_is_looked_at_before_any_large_file_is_fetched(hub: ModelHub, model: Path, tmp_path: Path) -> None:
+    """Rule: a checkpoint that is of no use costs its config.json, not its weights."""
+    hub.add(NAME, model)
+
+    class Useless(Exception):
+        pass
+
+    def accept(config: Mapping[str, Any]) -> None:
+        assert config["architectures"] == ["Qwen3ForCausalLM"]
+        raise Useless
+
+    where = Hub(endpoint=hub.url)
+    with pytest.raises(Useless):
+        download(list_files(NAME, "", where), tmp_path / "hub", where, accept)
+    assert not [one.path for one in hub.requests if one.path.endswith(".safetensors")]
+    assert same_files(fetch(hub, tmp_path / "hub"), model), "what is accepted later is fetched as if nothing had been"
+    assert len([one for one in hub.requests if one.path.endswith("config.json") and one.method == "GET"]) == 1
+
+
+def test_a_config_json_that_is_none_is_one_sentence(hub: ModelHub, model: Path, tmp_path: Path) -> None:
+    (model / "config.json").write_text("[" * 100_000)
+    hub.add(NAME, model)
+    with pytest.raises(ModelUnavailable, match=f"^MODEL={NAME}: .*config.json: cannot be read"):
+        fetch(hub, tmp_path / "hub")

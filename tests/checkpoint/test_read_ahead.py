@@ -6,11 +6,12 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from checkpoint.read_ahead import ReadAhead, memory_left
+from checkpoint.read_ahead import ReadAhead
 from tests.checkpoint.checkpoints import write_checkpoint
 
 BLOCK = 8 << 20
@@ -83,21 +84,30 @@ def test_a_directory_that_is_not_there_or_not_whole_is_the_engines_to_complain_a
     assert ahead.done == (model / "model-00001-of-00003.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"memory.max": "5000", "memory.current": "2000"}, 3000),
-        ({"memory/memory.limit_in_bytes": "900", "memory/memory.usage_in_bytes": "1000"}, 0),
-    ],
-)
-def test_the_containers_own_limit_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    (tmp_path / "memory").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert memory_left(tmp_path) == expected
+def test_the_time_that_is_told_is_the_reading_s_and_not_the_engine_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rule: an engine is ready minutes after all is read, and who tunes a volume wants to know how fast that is."""
+    write_checkpoint(tmp_path, shards=1, rows=30_000)
+    clock = time.monotonic
+    with caplog.at_level("INFO"), ReadAhead(tmp_path) as ahead:
+        ahead.wait()
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
+    (message,) = caplog.messages
+    assert message.startswith("read 4 MB of weights ahead in ")
+    assert "min" not in message
+    assert 0 < ahead.seconds < 3000
 
 
-def test_without_a_limit_the_machines_memory_counts(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory_left(tmp_path) > 1 << 20
-    assert memory_left() > 1 << 20
+def test_what_is_stopped_early_says_so_and_what_read_nothing_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path, shards=1, rows=600_000)
+    with caplog.at_level("INFO"):
+        ahead = ReadAhead(tmp_path)
+        for thread in ahead._threads:
+            thread.run = lambda: None  # type: ignore[method-assign]
+        ahead.done = 5
+        with ahead:
+            pass
+        with ReadAhead(tmp_path / "none"):
+            pass
+    assert caplog.messages == ["read 5 B of weights ahead in 0 s, and stopped before the rest"]

@@ -64,7 +64,7 @@ def test_a_config_that_is_none_has_no_shape() -> None:
         {},
         CONFIG | {"hidden_size": "wide"},
         CONFIG | {"num_attention_heads": 0, "head_dim": 0},
-        CONFIG | {"text_config": None},
+        {"text_config": None},
     ):
         assert shape_of(config) is None
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint.find import Weights
+from checkpoint.unavailable import ModelUnavailable
 from handler.engine import EngineKind
-from handler.engines import choose_engine
-from handler.errors import EngineFailedToStart
+from handler.engines import choose_engine, further_problems
+from handler.errors import EngineFailedToStart, InvalidSettings
 from handler.fastdeploy.flags import variable_names
 from handler.settings import read_settings
 
@@ -66,10 +67,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def chosen(checkpoint: Path, **texts: str) -> tuple[EngineKind, Callable[[], None]]:
+def chosen(checkpoint: Path, **texts: str) -> EngineKind:
     written = {"MODEL": str(checkpoint), "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "FD_LOG_DIR": "/logs", **texts}
     settings = read_settings(written, engine_names=variable_names())
-    return choose_engine(settings)(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
+    return choose_engine(settings).prepare(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
 
 
 @pytest.mark.parametrize("quantization", [
@@ -80,8 +81,8 @@ def chosen(checkpoint: Path, **texts: str) -> tuple[EngineKind, Callable[[], Non
 ])  # fmt: skip
 def test_a_model_that_fits_once_it_is_quantized_is_not_refused(gpus: Callable[..., None], checkpoint: Path, quantization: str) -> None:
     gpus(RTX)
-    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
-    examine()
+    engine = chosen(checkpoint, QUANTIZATION=quantization)
+    engine.examine()
 
 
 @pytest.mark.parametrize(("quantization", "need"), [
@@ -94,9 +95,9 @@ def test_a_model_that_no_quantization_makes_small_enough_is_refused(
     gpus: Callable[..., None], checkpoint: Path, quantization: str, need: str
 ) -> None:
     gpus(RTX)
-    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    engine = chosen(checkpoint, QUANTIZATION=quantization)
     with pytest.raises(EngineFailedToStart, match=f"the weights alone need {need} on GPU 0"):
-        examine()
+        engine.examine()
 
 
 @pytest.mark.parametrize("quantization", [
@@ -107,9 +108,9 @@ def test_a_mixture_whose_bits_are_not_known_is_noted_and_not_refused(
     gpus: Callable[..., None], checkpoint: Path, quantization: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     gpus(RTX)
-    _, examine = chosen(checkpoint, QUANTIZATION=quantization)
+    engine = chosen(checkpoint, QUANTIZATION=quantization)
     with caplog.at_level("INFO"):
-        examine()
+        engine.examine()
     assert "the GPU memory that the weights need could not be estimated: QUANTIZATION" in caplog.text
 
 
@@ -122,13 +123,78 @@ def test_the_gpus_that_are_looked_at_are_those_that_the_engine_gets(
     gpus: Callable[..., None], checkpoint: Path, visible: str, devices: str
 ) -> None:
     gpus(H100, H100, T4)
-    engine, examine = chosen(checkpoint, CUDA_VISIBLE_DEVICES=visible, IMAGE_ARCHITECTURES="90", IMAGE_CUDA="12.6")
+    engine = chosen(checkpoint, CUDA_VISIBLE_DEVICES=visible, IMAGE_ARCHITECTURES="90", IMAGE_CUDA="12.6")
     assert engine.variables()["CUDA_VISIBLE_DEVICES"] == devices
-    examine()
+    engine.examine()
 
 
 def test_every_gpu_that_the_engine_gets_is_looked_at(gpus: Callable[..., None], checkpoint: Path) -> None:
     gpus(H100, T4)
-    _, examine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
+    engine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
     with pytest.raises(EngineFailedToStart, match=r"the GPU is a Tesla T4 \(SM75\)"):
-        examine()
+        engine.examine()
+
+
+def test_what_the_engine_finds_is_named_beside_what_is_wrong_with_the_worker_s_own_variables(gpus: Callable[..., None]) -> None:
+    """Rule: every problem is named at once, whoever looks for it."""
+    gpus(RTX)
+    texts = {"MODEL": "org/name", "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5"}
+    wrong = {"MAX_NUM_SEQ": "4", "MAX_MODEL_LEN": "abc", "QUANTIZATION": "int3", "TENSOR_PARALLEL_SIZE": "2"}
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(texts | wrong, engine_names=variable_names())
+    problems = caught.value.problems + further_problems(caught.value)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "MAX_NUM_SEQ",
+        "MAX_MODEL_LEN",
+        "QUANTIZATION",
+        "TENSOR_PARALLEL_SIZE x DATA_PARALLEL_SIZE",
+    ]
+
+
+@pytest.mark.parametrize("texts", [
+    {"ENGINE": "cpu"},
+    {"FASTDEPLOY_RELEASE": "2.9"},
+    {"FASTDEPLOY_RELEASE": "", "ENGINE_PYTHON": "/nowhere/python"},
+    {"QUANTIZATION": "wint4"},
+])  # fmt: skip
+def test_nothing_more_is_named_where_the_engine_finds_nothing_or_cannot_be_told(
+    texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # nor is a missing driver, which is no variable
+    written = {"MODEL": "org/name", "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "MAX_NUM_SEQ": "4", **texts}
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(written, engine_names=variable_names())
+    named = {problem.partition(":")[0] for problem in caught.value.problems}
+    assert not {problem.partition(":")[0] for problem in further_problems(caught.value)} - named - {"FASTDEPLOY_RELEASE"}
+
+
+def test_wrong_variables_are_named_before_a_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    texts = {"MODEL": "org/name", "ENGINE": "fastdeploy", "FASTDEPLOY_RELEASE": "2.5", "IMAGE_ARCHITECTURES": "ampere"}
+    with pytest.raises(InvalidSettings) as caught:
+        choose_engine(read_settings({**texts, "QUANTIZATION": "int3"}, engine_names=variable_names()))
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["QUANTIZATION", "IMAGE_ARCHITECTURES"]
+    with pytest.raises(EngineFailedToStart, match="nvidia-smi is not there"):
+        choose_engine(read_settings(texts | {"IMAGE_ARCHITECTURES": "90"}, engine_names=variable_names()))
+
+
+def test_the_gpus_memory_is_told_while_it_loads_and_is_unknown_without_a_driver(
+    gpus: Callable[..., None], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(RTX, RTX)
+    engine = chosen(checkpoint, TENSOR_PARALLEL_SIZE="1")
+    assert engine.gpu_memory() == (24564 - 24000) << 20
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert engine.gpu_memory() is None
+
+
+def test_the_cpu_engine_has_the_same_steps_and_looks_for_itself(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start = choose_engine(read_settings({"MODEL": str(checkpoint), "ENGINE": "cpu", "QUANTIZATION": "wint4"}))
+    assert caplog.messages == ["the CPU engine ignores QUANTIZATION"]
+    start.accept({"architectures": ["MoonForCausalLM"]})
+    engine = start.prepare(Weights(model=str(checkpoint), directory=checkpoint, origin="directory"))
+    engine.examine()
+    engine.bound_logs()
+    assert (engine.fatal("launch_worker.log: Pod failed"), engine.gpu_memory(), engine.polls) == (False, None, False)
+    with pytest.raises(ModelUnavailable, match="the CPU engine downloads nothing"):
+        start.prepare(Weights(model="org/name", directory=None, origin="engine"))

@@ -53,7 +53,7 @@ async def test_a_plain_text_is_shown_as_it_is() -> None:
 
 async def test_other_json_is_shown_as_it_is() -> None:
     job = json.dumps({"input": {"openai_route": "/v1/models"}})
-    async with Worker(replayed_engine(), {"LOG_LEVEL": "WARNING"}, arguments=("--test_input", job)) as worker:
+    async with Worker(replayed_engine(), {"LOG_LEVEL": "WARNING", "MAX_MODEL_LEN": "2048"}, arguments=("--test_input", job)) as worker:
         assert await worker.wait(30) == 0
         assert json.loads(worker.output)["object"] == "list"
 

@@ -50,7 +50,7 @@ async def answering(*options: str, stall: float = 5, fallbacks: tuple[str, ...] 
     mark = variables["TEST_RUN"] = uuid.uuid4().hex
     settings = read_settings(variables)
     lifecycle = Lifecycle()
-    kind, _ = choose_engine(settings)(find_weights(Source(name=settings.model.source)))
+    kind = choose_engine(settings).prepare(find_weights(Source(name=settings.model.source)))
     async with Engine(kind, variables, settings.engine, lifecycle) as engine:
         await engine.ready()
         async with Proxy(engine, settings.limits) as entered:

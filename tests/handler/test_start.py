@@ -148,6 +148,40 @@ async def test_what_needs_no_checkpoint_is_refused_before_the_hub_is_asked(
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}, "dtype": None, "torch_dtype": "bfloat16"}, "its weights are quantized (awq)"),
+        ({"architectures": ["LlamaForCausalLM"]}, "its architecture is LlamaForCausalLM, which FastDeploy 2.3 does not serve"),
+        ({"torch_dtype": "bfloat16"}, "config.json: got both of torch_dtype and dtype"),
+        ({"max_position_embeddings": 1024}, "MAX_MODEL_LEN: got 2048, expected at most 1024"),
+    ],
+    ids=["quantized", "architecture", "layout", "length"],
+)
+async def test_a_checkpoint_that_the_engine_cannot_run_costs_none_of_its_weights(
+    tmp_path: Path, changed: dict[str, object], words: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO, model)
+    config = json.loads((model / "config.json").read_text()) | changed
+    (model / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    with ModelHub() as hub:
+        hub.add("org/demo", model)
+        variables = hub.environment() | {"MODEL": "org/demo", "HF_HOME": str(tmp_path), "BAKED_MODELS": str(tmp_path)}
+        await fails(Worker(replayed_engine(), variables, {"MAX_MODEL_LEN": "2048"}), f"error: {words}" if words[0] == "M" else words)
+        assert not [one.path for one in hub.requests if one.path.endswith(".safetensors")]
+
+
+async def test_what_the_engine_finds_is_named_beside_the_worker_s_own_variables() -> None:
+    wrong = {"MAX_NUM_SEQ": "4", "QUANTIZATION": "int3", "TENSOR_PARALLEL_SIZE": "2"}
+    await fails(
+        Worker(replayed_engine(), wrong),
+        "MAX_NUM_SEQ: unknown; did you mean MAX_NUM_SEQS?",
+        "QUANTIZATION: got 'int3', expected one of",
+        "TENSOR_PARALLEL_SIZE x DATA_PARALLEL_SIZE: got 2 x 1 = 2, expected at most 1",
+    )
+
+
 async def test_what_the_checkpoint_does_not_allow_is_told_together_before_the_engine_starts(tmp_path: Path) -> None:
     wrong = {"TENSOR_PARALLEL_SIZE": "3", "MAX_MODEL_LEN": "9999999"}
     program = tmp_path / "nvidia-smi"

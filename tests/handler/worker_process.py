@@ -21,6 +21,10 @@ from tests import DEMO, ROOT
 FALLBACKS = ("base_chat_basic", "base_chat_stream_usage", "base_cmpl_basic", "base_cmpl_stream")
 
 
+ENGINE_VARIABLES = "REPLAY,FAULTS_PLAN,FAULTS_LEFT,TEST_RUN,COVERAGE_PROCESS_CONFIG,COVERAGE_PROCESS_START"
+"""What the engines of the tests read, and no engine would."""
+
+
 def cpu_engine(model: Path = DEMO) -> dict[str, str]:
     """Variables for the CPU engine, on one thread: tests share the machine."""
     return {"ENGINE": "cpu", "MODEL": str(model), "SERVED_MODEL_NAME": "demo", "OPENBLAS_NUM_THREADS": "1"}
@@ -44,7 +48,8 @@ def replayed_engine(*options: str, release: str = "2.3", fallbacks: tuple[str, .
 def environment(*parts: dict[str, str]) -> dict[str, str]:
     """The test's own environment without what would steer a worker, with the given parts."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "MODEL", "HF_", "PORT"))}
-    return {key: value for part in (inherited, {"ENGINE_STOP_TIMEOUT": "5"}, *parts) for key, value in part.items()}
+    own = {"ENGINE_STOP_TIMEOUT": "5", "ENGINE_VARIABLES": ENGINE_VARIABLES}
+    return {key: value for part in (inherited, own, *parts) for key, value in part.items()}
 
 
 class Worker:

@@ -161,13 +161,14 @@ def _wait() -> NoReturn:
 def _queue_manager(left: Left) -> None:
     """Make what FastDeploy makes in shared memory, and outlive everybody."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    pid = os.getpid()
-    names = f"{pid}.socket router_{pid}.ipc worker_ready_signal.{pid} get_profile_block_num.{pid} fmq_{pid}.ipc response_{pid}_w1.pull"
-    for name in names.split():
+    port, queue = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--port", "--engine-worker-queue-port"))
+    names = f"{port}.socket router_{port}.ipc worker_ready_signal.{queue} get_profile_block_num.{queue} kv_cache_status.{queue}"
+    for name in [*names.split(), f"response_{port}_w1.pull", f"cache_task_inflight.{queue}"]:
         path = Path("/dev/shm") / name  # noqa: S108  # FastDeploy's choice
         path.write_bytes(b"x" * 4096)
         left.add("file", path)
-    left.add("queue", ctypes.CDLL(None).msgget(0, 0o600))  # IPC_PRIVATE
+    libc = ctypes.CDLL(None)
+    left.add("queue", libc.msgget(libc.ftok(b"/dev/shm", int(queue)), 0o1600))  # IPC_CREAT, as 2.3 makes it
     _wait()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from checkpoint.size import Estimate, Load, estimate, loaded_size, shape_of
 from handler.errors import InvalidSettings
-from handler.fastdeploy.start import Gpu, Host, prepare
+from handler.fastdeploy.decision import Decision, decide
+from handler.fastdeploy.formats import format_problems
+from handler.fastdeploy.gpus import Gpu
 from handler.settings import read_settings
 from images.build_errors import UnknownChoice, nearest
 from images.releases import Gpu as Rented
@@ -31,9 +31,6 @@ _BESIDE_WEIGHTS = 10
 
 _FREE_SHARE = 0.1
 """The RunPod SDK ends a worker with less than this share of its disk free."""
-
-_SERVED = ("Ernie4_5", "Qwen2", "Qwen3ForCausalLM", "Qwen3Moe", "DeepseekV3", "GptOss", "Glm4Moe", "PaddleOCRVL")
-"""How the architectures begin that FastDeploy 2.3 and 2.4 register; from 2.5 on PaddleFormers' models stand in for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +65,8 @@ class Fit:
     estimate: Estimate
     usable: int
     """What the engine may use of a GPU."""
+    notes: tuple[str, ...] = ()
+    """What the operator may not expect."""
 
     @property
     def fits(self) -> bool:
@@ -147,7 +146,8 @@ def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
         raise InvalidSettings(
             [f"model={model.name}: its config.json does not tell layers, heads and widths, so that no memory can be counted"]
         )
-    values = _values(model, asked, target)
+    decision = _decision(model, asked, target)
+    values = decision.values
     parallel = values["tensor_parallel_size"]
     load = Load(
         length=values["max_model_len"],
@@ -163,11 +163,12 @@ def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
         length=load.length,
         estimate=estimate(weights, shape, load),
         usable=int(asked.pool.memory * values.get("gpu_memory_utilization", 0.9)),
+        notes=decision.notes,
     )
 
 
-def _values(model: Model, asked: Asked, target: Target) -> Mapping[str, Any]:
-    """Return the engine's flags, as the worker would choose them on such a machine."""
+def _decision(model: Model, asked: Asked, target: Target) -> Decision:
+    """Return what the worker would decide on such a machine."""
     texts = {
         "MODEL": model.name,
         "QUANTIZATION": asked.quantization,
@@ -175,16 +176,19 @@ def _values(model: Model, asked: Asked, target: Target) -> Mapping[str, Any]:
         "MAX_NUM_SEQS": str(asked.requests),
     }
     gpus = tuple(Gpu(index=index) for index in range(asked.count))
-    host = Host(gpus=gpus, free_ports=lambda wanted: range(40000, 40000 + wanted), log_directory=Path("logs"))
-    release = ".".join(target.release.split(".")[:2])
-    return prepare(read_settings(texts), model.name, model.config, host=host, texts=texts, release=release).values
+    decision = decide(read_settings(texts), _release(target), gpus, model.config)
+    if decision.problems:
+        raise InvalidSettings(list(decision.problems))
+    return decision
+
+
+def _release(target: Target) -> str:
+    return ".".join(target.release.split(".")[:2])
 
 
 def unserved(model: Model, target: Target) -> str:
-    """Return the architecture that the image's release is known not to serve; "" where it may."""
-    names = [str(name) for name in model.config.get("architectures", ())]
-    old = target.release.startswith(("2.3.", "2.4."))
-    return names[0] if old and names and not any(name.startswith(_SERVED) for name in names) else ""
+    """Return why the image's release cannot read the checkpoint; "" where it may."""
+    return "; ".join(problem.removeprefix("MODEL: ") for problem in format_problems(model.config, _release(target)))
 
 
 def container_disk(stored: int) -> int:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.files import read_json, wanted
+from checkpoint.config import read_config
+from checkpoint.files import wanted
 from checkpoint.hub import Hub, list_files
 from checkpoint.unavailable import ModelUnavailable
 from tools.generate.presets import PRESETS
@@ -55,9 +56,9 @@ def read_model(name: str, directory: Path, hub: Hub) -> Model:
 
 def _from_directory(name: str, directory: Path) -> Model:
     try:
-        config = read_json(directory / "config.json")
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"model={name}: config.json cannot be read ({error}): name the folder that holds a checkpoint") from None
+        config = read_config(directory)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"model={name}: {error}: name the folder that holds a checkpoint") from None
     sizes = {str(path.relative_to(directory)): path.stat().st_size for path in sorted(directory.rglob("*")) if path.is_file()}
     return _model(name, config, {path: sizes[path] for path in wanted(sizes)})
 
@@ -74,8 +75,8 @@ def _from_hub(name: str, hub: Hub) -> Model:
         try:
             endpoint, token = hub.endpoint or None, hub.token or None
             path = hf_hub_download(name, "config.json", revision=listing.commit, local_dir=folder, endpoint=endpoint, token=token)
-            config = read_json(Path(path))
-        except (HfHubHTTPError, OSError, ValueError) as error:
+            config = read_config(Path(path).parent)
+        except (HfHubHTTPError, ModelUnavailable, OSError) as error:
             raise ModelUnavailable(f"model={name}: config.json cannot be read ({error})") from None
     return _model(name, config, {file.path: file.size for file in listing.files})
 

@@ -36,7 +36,7 @@ def report(model: Model, fit: Fit, change: Fit | None) -> str:
         "download": f"{_minutes(model.download / _FAST, model.download / _SLOW)}, unless the weights are baked or cached",
         "load": _minutes(_START[0] + model.stored / _FAST, _START[1] + model.stored / _SLOW),
         "verdict": _verdict(model, fit, change),
-    }
+    } | ({"note": "; ".join(fit.notes)} if fit.notes else {})
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
@@ -54,8 +54,8 @@ def _left(fit: Fit) -> str:
 
 
 def _verdict(model: Model, fit: Fit, change: Fit | None) -> str:
-    if name := unserved(model, fit.target):
-        return f"cannot be served: FastDeploy {fit.target.release} has no {name}; from 2.5 on PaddleFormers' may stand in: release=2.5.0"
+    if problems := unserved(model, fit.target):
+        return f"cannot be served: {problems}"
     if fit.fits:
         waiting = fit.asked.requests - fit.tokens // fit.length
         return "fits" + (f"; of {fit.asked.requests} requests of full length {waiting} wait for cache" if waiting > 0 else "")

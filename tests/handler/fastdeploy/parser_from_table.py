@@ -49,6 +49,7 @@ TYPES: Mapping[str, Any] = {
     "quantization": parse_quantization,
     "list": lambda s: s.split(",") if s else None,
 }
+NUMBERS = lambda s: [int(item.strip()) for item in s.split(",")] if s else None  # noqa: E731  # as --cache-queue-port has it
 ACTIONS: Mapping[str, Any] = {"store": "store", "append": "append", "true": "store_true", "optional": argparse.BooleanOptionalAction}
 
 
@@ -61,7 +62,7 @@ def build(entries: Iterable[Mapping[str, Any]], parser: argparse.ArgumentParser)
         if "--enable-mm" in options:
             more["action"] = DeprecatedOptionWarning
         if "type" in entry:
-            more["type"] = TYPES[entry["type"]]
+            more["type"] = NUMBERS if "--cache-queue-port" in options else TYPES[entry["type"]]
         more |= {key: entry[key] for key in ("nargs", "choices", "default") if key in entry}
         if action == "true":
             more.setdefault("default", False)

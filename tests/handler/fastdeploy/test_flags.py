@@ -52,7 +52,8 @@ def parser(release: str) -> FlexibleArgumentParser:
 
 def accepted(argv: list[str], release: str) -> dict[str, Any]:
     found: dict[str, Any] = vars(parser(release).parse_args(argv))
-    return found
+    queues = found["cache_queue_port"]  # numbers, alone of all lists of ports
+    return found | {"cache_queue_port": [str(port) for port in queues] if queues else queues}
 
 
 def defaults(release: str) -> dict[str, Any]:
@@ -178,6 +179,14 @@ def test_what_is_asked_for_is_what_the_parser_stores(release: str, texts: Mappin
     ("2.5", {EXTRA_ARGS: "--max-logprob 3"}, [
         f"{EXTRA_ARGS}: --max-logprob: unknown to this release of FastDeploy; did you mean --max-logprobs?",
     ]),
+    ("2.5", {EXTRA_ARGS: "--nope"}, [f"{EXTRA_ARGS}: --nope: unknown to this release of FastDeploy"]),
+    ("2.5", {"IPS": "10.0.0.1"}, [
+        "IPS: expected it unset, the flag is the worker's own: a worker is one machine, and the engine's queues must not listen beyond it",
+    ]),
+    ("2.5", {"SCHEDULER_PASSWORD": "needle"}, [
+        f"SCHEDULER_PASSWORD: expected it unset, the flag is the worker's own: {OWN['scheduler_password']}",
+    ]),
+    ("2.5", {"IPS": " ", "SCHEDULER_PASSWORD": ""}, []),
     ("2.5", {EXTRA_ARGS: "--moe-gate-fp32"}, [f"{EXTRA_ARGS}: --moe-gate-fp32: this release of FastDeploy has no such flag (2.6 has it)"]),
     ("2.5", {EXTRA_ARGS: "--host 0.0.0.0"}, [f"{EXTRA_ARGS}: --host: the worker's own flag: the engine listens on loopback only"]),
     ("2.5", {EXTRA_ARGS: "--enable-logprob=1"}, [f"{EXTRA_ARGS}: --enable-logprob: got '1', expected no value: the flag is a switch"]),
@@ -192,7 +201,8 @@ def test_a_refusal_says_what_it_got_and_what_it_expected(release: str, texts: Ma
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_a_flag_of_the_worker_s_own_is_refused_with_the_reason(name: str) -> None:
     option = f"--{name.replace('_', '-')}"
-    assert collect_flags({EXTRA_ARGS: f"{option} x", name.upper(): "x"}, "2.5")[1] == [
+    carried = {} if name in ("ips", "scheduler_password") else {name.upper(): "x"}  # what containers carry anyway is not read
+    assert collect_flags({EXTRA_ARGS: f"{option} x", **carried}, "2.5")[1] == [
         f"{EXTRA_ARGS}: {option}: the worker's own flag: {OWN[name]}"
         if name != "port"
         else f"{EXTRA_ARGS}: --port: got 'x', expected a whole number"

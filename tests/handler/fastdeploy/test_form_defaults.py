@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
 from handler.errors import InvalidSettings
 from handler.fastdeploy.flags import RELEASES, variable_names
-from handler.fastdeploy.start import FastDeployEngine, Host, prepare
-from handler.settings import TABLE, read_settings
+from handler.fastdeploy.start import FastDeployEngine
+from handler.settings import TABLE
+from tests.handler.fastdeploy.starts import engine
 from tests.handler.fastdeploy.test_flags import accepted
 
 FORM: Mapping[str, str] = {
@@ -60,13 +60,17 @@ FORM: Mapping[str, str] = {
     "MAX_NUM_BATCHED_TOKENS": "2048",
     "API_KEY": "",
 }
-CONFIG = {"num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 131072, "dtype": "bfloat16"}
+CONFIG = {
+    "architectures": ["Ernie4_5_ForCausalLM"],
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 131072,
+    "dtype": "bfloat16",
+}
 
 
 def started(release: str, **changed: str) -> FastDeployEngine:
-    texts = {**FORM, **changed}
-    host = Host(gpus=(), free_ports=lambda count: range(40000, 40000 + count), log_directory=Path("/var/log/engine"))
-    return prepare(read_settings(texts), Path("/model"), CONFIG, host=host, texts=texts, release=release)
+    return engine({**FORM, **changed}, CONFIG, release)
 
 
 def flags(release: str, **changed: str) -> dict[str, object]:

@@ -12,41 +12,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint.size import Load, Shape, cache_per_token, estimate, read_shape, weights_size
-from handler.errors import EngineFailedToStart
 from handler.fastdeploy.gpus import Gpu, parse_architectures
-from handler.fastdeploy.preflight import Disk, Host, Plan, look_at_host, preflight, require
+from handler.fastdeploy.preflight import Demand, Disk, Host, look_at_host, preflight
 from tests.checkpoint.checkpoints import CONFIG, write_checkpoint, write_safetensors
 
 GIB = 1 << 30
 GPU = Gpu(
     index=0, name="NVIDIA GeForce RTX 4090", capability=89, memory_total=24 * GIB, memory_free=23 * GIB, uuid="GPU-1", driver="550.54"
 )
-PLAN = Plan(architectures=(86, 89), cuda="12.6")
+DEMAND = Demand(architectures=(86, 89), cuda="12.6", length=2048, batched=2048, requests=8)
 HOST = Host(
     shm=Disk(path=Path("/dev/shm"), total=2 * GIB, free=2 * GIB),  # noqa: S108  # only named
     root=Disk(path=Path("/"), total=100 * GIB, free=50 * GIB),
 )
 
 
-def problems(plan: Plan = PLAN, gpus: tuple[Gpu, ...] = (GPU,), host: Host = HOST, checkpoint: Path | None = None) -> list[str]:
-    return preflight(plan, gpus, host, checkpoint).problems
+def problems(demand: Demand = DEMAND, gpus: tuple[Gpu, ...] = (GPU,), host: Host = HOST, checkpoint: Path | None = None) -> list[str]:
+    return preflight(demand, gpus, host, checkpoint).problems
 
 
-def notes(plan: Plan = PLAN, gpus: tuple[Gpu, ...] = (GPU,), host: Host = HOST, checkpoint: Path | None = None) -> list[str]:
-    return preflight(plan, gpus, host, checkpoint).notes
+def notes(demand: Demand = DEMAND, gpus: tuple[Gpu, ...] = (GPU,), host: Host = HOST, checkpoint: Path | None = None) -> list[str]:
+    return preflight(demand, gpus, host, checkpoint).notes
 
 
 def test_what_fits_gives_neither_problem_nor_note() -> None:
-    found = preflight(PLAN, (GPU,), HOST, None)
-    require(found)
+    found = preflight(DEMAND, (GPU,), HOST, None)
     assert (found.problems, found.notes) == ([], [])
 
 
 def test_another_architecture_names_the_image_to_use() -> None:
     expected = "this image holds kernels for SM80/SM90; the GPU is an NVIDIA GeForce RTX 4090 (SM89): use the sm89 image"
-    assert problems(Plan(architectures=(80, 90))) == [expected]
-    with pytest.raises(EngineFailedToStart, match="use the sm89 image"):
-        require(preflight(Plan(architectures=(80, 90)), (GPU,), HOST, None))
+    assert problems(dataclasses.replace(DEMAND, architectures=(80, 90))) == [expected]
 
 
 @pytest.mark.parametrize(("name", "capability"), [("Tesla T4", 75), ("NVIDIA B200", 100), ("NVIDIA GeForce RTX 5090", 120)])
@@ -57,14 +53,14 @@ def test_a_gpu_that_no_image_serves_names_gpus_that_one_does(name: str, capabili
 
 
 def test_eight_equal_gpus_of_the_wrong_kind_are_one_problem_and_an_unknown_kind_is_a_note() -> None:
-    plan = Plan(architectures=(80,), parallel=8)
-    assert len(problems(plan, tuple(dataclasses.replace(GPU, index=number) for number in range(8)))) == 1
-    assert "does not tell the architecture" in notes(PLAN, (dataclasses.replace(GPU, capability=None),))[0]
-    assert problems(PLAN, (dataclasses.replace(GPU, capability=None),)) == []
+    demand = dataclasses.replace(DEMAND, architectures=(80,), parallel=8)
+    assert len(problems(demand, tuple(dataclasses.replace(GPU, index=number) for number in range(8)))) == 1
+    assert "does not tell the architecture" in notes(DEMAND, (dataclasses.replace(GPU, capability=None),))[0]
+    assert problems(DEMAND, (dataclasses.replace(GPU, capability=None),)) == []
 
 
 def test_an_image_that_says_nothing_is_not_checked() -> None:
-    assert problems(Plan(architectures=()), (dataclasses.replace(GPU, capability=75, driver="?"),)) == []
+    assert problems(dataclasses.replace(DEMAND, architectures=()), (dataclasses.replace(GPU, capability=75, driver="?"),)) == []
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,7 @@ def test_an_image_that_says_nothing_is_not_checked() -> None:
     ],
 )
 def test_the_driver_is_held_against_the_images_cuda(cuda: str, driver: str, problem: str, note: str) -> None:
-    found = preflight(Plan(architectures=(), cuda=cuda), (dataclasses.replace(GPU, driver=driver),), HOST, None)
+    found = preflight(dataclasses.replace(DEMAND, architectures=(), cuda=cuda), (dataclasses.replace(GPU, driver=driver),), HOST, None)
     assert (len(found.problems), len(found.notes)) == (bool(problem), bool(note))
     assert problem in "".join(found.problems)
     assert note in "".join(found.notes)
@@ -91,8 +87,8 @@ def test_weights_that_no_memory_holds_stop_the_start_and_a_busy_gpu_says_so(tmp_
     (problem,) = problems(gpus=(small,), checkpoint=tmp_path)
     assert problem.startswith("the weights alone need 5 MB on GPU 0, an NVIDIA GeForce RTX 4090, and it has 4 MB: choose a larger GPU")
     assert "QUANTIZATION" in problem
-    assert problems(dataclasses.replace(PLAN, quantization="wint4"), (small,), checkpoint=tmp_path) == []
-    assert problems(dataclasses.replace(PLAN, parallel=2), (small, small), checkpoint=tmp_path) == []
+    assert problems(dataclasses.replace(DEMAND, quantization="wint4"), (small,), checkpoint=tmp_path) == []
+    assert problems(dataclasses.replace(DEMAND, parallel=2), (small, small), checkpoint=tmp_path) == []
     busy = dataclasses.replace(GPU, memory_free=1 << 20)
     assert "another process holds the rest" in problems(gpus=(busy,), checkpoint=tmp_path)[0]
 
@@ -100,10 +96,10 @@ def test_weights_that_no_memory_holds_stop_the_start_and_a_busy_gpu_says_so(tmp_
 def test_a_gpu_that_does_not_tell_its_memory_is_not_judged_by_it(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=1)
     silent = dataclasses.replace(GPU, memory_total=None, memory_free=None)
-    found = preflight(PLAN, (silent,), HOST, tmp_path)
+    found = preflight(DEMAND, (silent,), HOST, tmp_path)
     assert (found.problems, len(found.notes)) == ([], 1)
     partly = dataclasses.replace(GPU, memory_free=None)
-    assert preflight(PLAN, (partly,), HOST, tmp_path).problems == []
+    assert preflight(DEMAND, (partly,), HOST, tmp_path).problems == []
 
 
 def test_an_estimate_is_printed_and_a_tight_one_only_noted(tmp_path: Path) -> None:
@@ -112,7 +108,7 @@ def test_an_estimate_is_printed_and_a_tight_one_only_noted(tmp_path: Path) -> No
     # 3 layers * 2 heads * 16 numbers * keys and values * 2 bytes = 384 bytes a token; 2048 tokens are the engine's own default.
     assert story.startswith("GPU memory, estimated: weights 77 kB, cache 384 B a token (786 kB for 2048 tokens), about 1.1 GB beside")
     tight = dataclasses.replace(GPU, memory_total=1 << 30, memory_free=1 << 30)
-    found = preflight(dataclasses.replace(PLAN, length=4096), (tight,), HOST, tmp_path)
+    found = preflight(dataclasses.replace(DEMAND, length=4096), (tight,), HOST, tmp_path)
     assert found.problems == []
     assert "GPU 0 may be too small" in found.notes[1]
     assert "lower MAX_MODEL_LEN" in found.notes[1]
@@ -132,7 +128,7 @@ def test_shared_memory_and_disk_are_looked_at() -> None:
     assert "is full" in problems(host=full)[0]
     little = dataclasses.replace(HOST, shm=Disk(path=Path("/dev/shm"), total=64 << 20, free=64 << 20))  # noqa: S108  # only named
     assert notes(host=little) == []
-    assert "little for 2 GPUs" in notes(dataclasses.replace(PLAN, parallel=2), (GPU, GPU), little)[0]
+    assert "little for 2 GPUs" in notes(dataclasses.replace(DEMAND, parallel=2), (GPU, GPU), little)[0]
     for free, expected in ((GIB // 2, "may fill it"), (5 * GIB, "less than 10 % free")):
         assert expected in notes(host=dataclasses.replace(HOST, root=Disk(path=Path("/"), total=100 * GIB, free=free)))[0]
     here = look_at_host()
@@ -230,5 +226,5 @@ def test_weights_in_other_formats_count_by_their_files(tmp_path: Path) -> None:
 def test_sixty_shards_are_judged_in_well_under_a_second(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=60, rows=5)
     began = time.monotonic()
-    preflight(PLAN, (GPU,), HOST, tmp_path)
+    preflight(DEMAND, (GPU,), HOST, tmp_path)
     assert time.monotonic() - began < 1

@@ -109,3 +109,14 @@ def test_a_table_agrees_with_its_own_description_only() -> None:
     described = {release: {"release": release, "flags": entries(release)} for release in RELEASES}
     for release in RELEASES:
         assert [other for other in RELEASES if not differences(release, described[other])] == [release]
+
+
+def test_a_type_without_a_name_is_a_list_only_if_it_splits_at_commas() -> None:
+    """Rule: FastDeploy reads --cache-queue-port by a lambda that makes numbers, and any other lambda is described by its name."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--numbers", type=lambda text: [int(part) for part in text.split(",")] if text else None)
+    parser.add_argument("--texts", type=lambda text: text.split(","))
+    parser.add_argument("--one", type=lambda text: int(text) + 1)
+    parser.add_argument("--same", type=lambda text: text)
+    types = {flag["options"][0]: flag["type"] for flag in describe_parser(parser)}
+    assert types == {"--numbers": "list", "--texts": "list", "--one": "<lambda>", "--same": "<lambda>"}

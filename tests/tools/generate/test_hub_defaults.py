@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from handler.fastdeploy.flags import RELEASES, variable_names
-from handler.fastdeploy.start import Gpu, Host, prepare
-from handler.settings import read_settings
+from handler.fastdeploy.flags import RELEASES
 from tests import DEMO, ROOT
 from tests.handler.fastdeploy.stand_in import install
+from tests.handler.fastdeploy.starts import ERNIE, engine
 from tests.handler.fastdeploy.test_flags import accepted
 from tests.handler.worker_process import Worker, cpu_engine, replayed_engine
 from tests.tools.generate.injected import CHOICES, DEFAULTS, PRESETS, injected
@@ -26,22 +25,13 @@ from tools.serve.job_server import JobServer
 
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text(encoding="utf-8"))
 COMMIT = "0" * 40
-QWEN3 = {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 40960, "torch_dtype": "bfloat16"}
-ERNIE = {"num_attention_heads": 20, "num_key_value_heads": 4, "max_position_embeddings": 131072, "torch_dtype": "bfloat16"}
+QWEN3 = ERNIE | {"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 32, "num_key_value_heads": 8}
 CASES = [(release, choice, empties) for release in RELEASES for choice in CHOICES for empties in (True, False)]
 
 
 def flags(release: str, texts: Mapping[str, str], gpus: int) -> dict[str, Any]:
     """What the release's own parser makes of the engine's command; it ends the test where it does not accept it."""
-    host = Host(
-        gpus=tuple(Gpu(index=index) for index in range(gpus)),
-        free_ports=lambda count: range(41000, 41000 + count),
-        log_directory=Path("/var/log/engine"),
-    )
-    config = QWEN3 if "Qwen3" in texts["MODEL"] else ERNIE
-    settings = read_settings(texts, engine_names=variable_names())
-    engine = prepare(settings, Path("/model"), config, host=host, texts=texts, release=release)
-    return accepted(engine.command(40999)[2:], release)
+    return accepted(engine(texts, QWEN3 if "Qwen3" in texts["MODEL"] else ERNIE, release, gpus).command(40999)[2:], release)
 
 
 @pytest.mark.parametrize(("release", "choice", "empties"), CASES)

@@ -85,8 +85,28 @@ def test_an_architecture_that_the_release_lacks_is_no_fit_and_a_later_release_is
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     code, said, _ = plan(f"model={folder}", "gpu=AMPERE_80")
     assert code == 1
-    assert rows(said)["verdict"].startswith("cannot be served: FastDeploy 2.3.0 has no LlamaForCausalLM")
+    assert rows(said)["verdict"].startswith("cannot be served: its architecture is LlamaForCausalLM, which FastDeploy 2.3 does not serve")
     assert plan(f"model={folder}", "gpu=AMPERE_80", "release=2.5.0")[0] == 0
+
+
+def test_weights_that_the_release_cannot_read_are_no_fit_and_the_way_out_is_named(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "qwen3-8b")
+    config = config_of("qwen3-8b") | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    code, said, _ = plan(f"model={folder}", "gpu=AMPERE_80")
+    assert code == 1
+    verdict = rows(said)["verdict"]
+    assert verdict.startswith("cannot be served: its weights are quantized (awq), which FastDeploy 2.3 does not read")
+    assert verdict.endswith("use the repository of the unquantized model, with QUANTIZATION=wint4 or wint8")
+
+
+def test_a_length_that_nobody_asked_for_is_noted_with_what_the_model_allows(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "qwen3-8b")
+    said = plan(f"model={folder}", "gpu=AMPERE_80")[1]
+    longest = config_of("qwen3-8b")["max_position_embeddings"]
+    assert "may have 2048 tokens, FastDeploy's default" in rows(said)["note"]
+    assert rows(said)["note"].endswith(f"the model allows {longest}")
+    assert "note" not in rows(plan(f"model={folder}", "gpu=AMPERE_80", "max-model-len=4096")[1])
 
 
 def test_quantized_files_stay_as_they_are_and_wide_ones_are_halved(tmp_path: Path) -> None:
@@ -153,8 +173,8 @@ def test_a_question_that_makes_no_sense_ends_with_2_and_says_why(case: str, tmp_
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, "config.json cannot be read"),
-        ({"config.json": "{"}, "config.json cannot be read"),
+        ({}, "config.json: cannot be read"),
+        ({"config.json": "{"}, "config.json: cannot be read"),
         ({"config.json": "{}"}, "no weights: expected files *.safetensors"),
         ({"config.json": "{}", "model.safetensors": "x"}, "its config.json does not tell layers, heads and widths"),
     ],

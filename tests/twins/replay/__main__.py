@@ -132,11 +132,21 @@ def _serve(given: argparse.Namespace, flags: list[str]) -> int:
         return 1
     with listener:
         parent_pipe = _leave_orphan(listener) if behaviour.fault("orphan") else None
+        threading.Thread(target=_poll, daemon=True).start()
         _announce(given.host, listener.getsockname()[1])
         asyncio.run(Server(library, behaviour).run(listener))
         if parent_pipe is not None:
             os.close(parent_pipe)
     return 0
+
+
+def _poll() -> None:
+    """Use about 1 % of a core for ever, as the loops of FastDeploy's main process do when it has nothing to do."""
+    while True:
+        time.sleep(0.1)
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
+            pass
 
 
 def _load_model(given: argparse.Namespace, behaviour: Behaviour, log_folder: str | None) -> int | None:
