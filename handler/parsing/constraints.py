@@ -99,7 +99,7 @@ def _choice(body: Mapping[str, Any], functions: list[dict[str, Any]]) -> str | l
         return "required"
     function = choice.get("function") if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    if name not in [function["name"] for function in functions]:
+    if not isinstance(name, str) or name not in [function["name"] for function in functions]:
         named = '{"type": "function", "function": {"name": "..."}} of one of the tools'
         _refuse("tool_choice", f"got {choice!r}, expected auto, none, required, or {named}")
     return [name]

@@ -57,6 +57,11 @@ class _Held:
     """How many characters of the choice's text have come with it."""
     pieces: list[Piece] = field(default_factory=list)
 
+    @property
+    def told(self) -> bool:
+        """It holds more than text."""
+        return any(piece.kind != "text" for piece in self.pieces)
+
 
 class Rewriter:
     """Rewrites one answer: `frame` for each frame of a stream in order, or `whole`; `reasoning` is None where the engine makes thoughts."""
@@ -170,7 +175,10 @@ class _Choice:
         return pieces
 
     def _leave(self, pieces: list[Piece], *, all_of_them: bool = False) -> list[bytes]:
-        """Give each frame its pieces, text by its place and all else where it ended, and return the frames that are done with."""
+        """Give each frame its pieces, text by its place and all else where it ended, and return the frames that need not wait.
+
+        A frame that tells of a call or a thought leaves at once; the end of its text, if that is not certain, goes with the next one.
+        """
         if not self._held:
             return []
         waiting = iter(self._held)
@@ -184,7 +192,7 @@ class _Choice:
                 held = next(waiting)
             held.pieces.append(piece._replace(text=piece.text[start - piece.end :]) if piece.kind == "text" else piece)
         leaving: list[bytes] = []
-        while self._held and (all_of_them or self._held[0].end <= self._source.decided):
+        while self._held and (all_of_them or self._held[0].end <= self._source.decided or self._held[0].told):
             leaving += self._frame(self._held.popleft())
         return leaving
 
@@ -194,7 +202,7 @@ class _Choice:
         calls = self._told(held.pieces)
         reason = entry.get("finish_reason")
         finish = self._reason(reason)
-        texts = self._texts(delta, held.pieces) if held.text or self._drops else {}
+        texts = self._texts(delta, held.pieces) if held.text or held.pieces or self._drops else {}
         if not calls and finish == reason and all(delta.get(name) == value for name, value in texts.items()):
             return [held.frame or _spelled(held.chunk)]
         changed = entry | {"delta": delta | texts | ({"tool_calls": calls} if calls else {})}
