@@ -24,7 +24,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from handler.parsing.source import Marks, Source, Steps
@@ -155,14 +154,14 @@ def _channel(source: Source, mark: str, tools: Tools) -> Steps[bool]:
         return True
     source.commit()
     if "analysis" in header:
-        yield from source.upto(_THOUGHT_END, partial(source.emit, "thought"))
+        yield from source.upto(_THOUGHT_END, "thought")
         source.commit()
     return True
 
 
 def _json(source: Source) -> Steps[None]:
     yield from source.skip()
-    yield from source.scan(ValueEnd(), partial(source.emit, "arguments"))
+    yield from source.scan(ValueEnd(), "arguments")
 
 
 def _key(source: Source, end: Marks) -> Steps[str]:
@@ -176,7 +175,7 @@ def _member(source: Source, opening: str, key: str, schemas: Mapping[str, Any], 
     head = f'{opening}"{escaped(key)}": '
     if types == {"string"}:
         source.emit("arguments", head + '"')
-        if (yield from source.upto(end, lambda text: source.emit("arguments", escaped(text)), trim=trim)):
+        if (yield from source.upto(end, "arguments", escaped, trim=trim)):
             source.emit("arguments", '"')
             return True
         return False

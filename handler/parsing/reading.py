@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import partial
 
 from handler.parsing.families import Family, Tools
 from handler.parsing.source import Marks, Source, Steps
@@ -54,7 +53,7 @@ def _thought(source: Source, *, opened: bool) -> Steps[bool]:
         return True
     source.commit()
     yield from source.newlines()
-    if not (yield from source.upto(_THOUGHT_END, partial(source.emit, "thought"), trim=sys.maxsize)):
+    if not (yield from source.upto(_THOUGHT_END, "thought", trim=sys.maxsize)):
         return False
     source.commit()
     yield from source.newlines()

@@ -31,6 +31,8 @@ __all__ = ["Rewriter", "offered"]
 _LESS, _BACKSLASH = b"<\\"
 """As numbers, since `60 in frame` takes a tenth of the time of `b"<" in frame`. All marks begin with `<`; JSON may spell it `\\u003c`."""
 
+_CONTENT, _NO_THOUGHT = b'"content":"', b'"reasoning_content":""'
+
 
 def offered(body: Mapping[str, Any]) -> Tools:
     """Return the tools that a chat request lets the model call, with the schemas of their parameters."""
@@ -72,8 +74,11 @@ class Rewriter:
         self._reasoning = reasoning
         self._drops = body.get("include_reasoning") is False
         n = body.get("n")
+        n = n if isinstance(n, int) else 1
         self._choices: dict[int, _Choice] = {}
-        self._busy = set(range(n if isinstance(n, int) else 1))
+        self._busy, self._alone = set(range(n)), n == 1 and not self._drops
+        self._thinking = False
+        """There is one choice, and it is in the middle of a thought."""
         self.active = self._family is not None or reasoning is not None or self._drops
         """Whether there is anything to do; if not, frames and answers leave as they are."""
         if self._drops:
@@ -96,6 +101,8 @@ class Rewriter:
     def _read(self, frame: bytes) -> list[bytes]:
         if not self.active or not (self._busy or _LESS in frame or b"\\u003" in frame):
             return [frame]
+        if self._thinking and not (_LESS in frame or _BACKSLASH in frame) and (moved := _as_thought(frame)):
+            return [moved]
         if is_done(frame):
             return [*(left for choice in self._choices.values() for left in choice.close()), frame]
         chunk = _chunk(frame)
@@ -112,6 +119,7 @@ class Rewriter:
             self._choices[index] = self._choice()
         choice = self._choices[index]
         leaving = choice.feed(frame, chunk, entry)
+        self._thinking = choice.thinking and self._alone
         if choice.calm:
             self._busy.discard(index)
         else:
@@ -134,7 +142,12 @@ class _Choice:
     @property
     def calm(self) -> bool:
         """The choice is in the middle of text: frames without a `<` need no look."""
-        return self._source.plain and not self._held and not self._calls
+        return self._source.passing == "text" and not self._held and not self._calls
+
+    @property
+    def thinking(self) -> bool:
+        """The choice is in the middle of a thought, which frames without a `<` and without a newline go on with."""
+        return self._source.passing == "thought" and not self._held
 
     def feed(self, frame: bytes | None, chunk: dict[str, Any], entry: dict[str, Any]) -> list[bytes]:
         """Take the next frame of this choice, and return those that leave."""
@@ -234,6 +247,18 @@ class _Choice:
 
     def _reason(self, reason: object) -> object:
         return "tool_calls" if reason == "stop" and self._calls else reason
+
+
+def _as_thought(frame: bytes) -> bytes | None:
+    """Return a frame of one token, without an escape, with its content made a thought; None if it is not such a frame.
+
+    Nearly all tokens of a thinking model come here, and this costs a tenth of reading and writing JSON.
+    """
+    head, _, rest = frame.partition(_CONTENT)
+    text, _, tail = rest.partition(b'"')
+    if not text or _CONTENT in tail or b'"finish_reason":"' in tail or tail.count(_NO_THOUGHT) != 1:
+        return None
+    return head + b'"content":null' + tail.replace(_NO_THOUGHT, _NO_THOUGHT[:-1] + text + b'"')
 
 
 def _chunk(frame: bytes) -> dict[str, Any]:

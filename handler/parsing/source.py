@@ -57,8 +57,8 @@ class Source:
 
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
-        self.plain = False
-        """The reader waits in the middle of text and holds nothing: text without a `<` may pass it by."""
+        self.passing: Kind | None = None
+        """In the middle of what the reader waits, holding nothing: more of that may pass it by, if it has neither a `<` nor a newline."""
         self.ended = self.cut = False
         self._text, self._base, self._at = "", 0, 0
         self._kept: int | None = None
@@ -72,8 +72,8 @@ class Source:
 
     @property
     def over(self) -> bool:
-        """The model ended its answer here by itself; only known after a look for more."""
-        return self.ended and not self.cut and self._at == len(self._text)
+        """The model ended its answer here by itself, white space aside; only known after a look for more."""
+        return self.ended and not (self.cut or self._text[self._at :].strip())
 
     def feed(self, text: str) -> None:
         """Add text that arrived."""
@@ -89,6 +89,16 @@ class Source:
     def emit(self, kind: Kind, text: str) -> None:
         """Add a piece that was read up to here."""
         self.pieces.append(Piece(kind, text, self._base + self._at))
+
+    def _take(self, stop: int, kind: Kind, spell: Callable[[str], str] = str) -> None:
+        chunk, self._at = self._text[self._at : stop], stop
+        if chunk:
+            self.emit(kind, spell(chunk))
+
+    def _wait(self, kind: Kind | None) -> Steps[None]:
+        self.passing = kind if self._at == len(self._text) else None
+        yield
+        self.passing = None
 
     def commit(self) -> None:
         """Take the mark that was found, or the place where the reader is, for what it seems to be: part of the format."""
@@ -129,12 +139,10 @@ class Source:
                 if end > start and self._gap and not self._marked:
                     self.emit("text", self._text[start:end])
                 return None
-            self.plain = not self._gap and self._at == len(self._text)
-            yield
-            self.plain = False
+            yield from self._wait(None if self._gap else "text")
 
-    def upto(self, marks: Marks, take: Callable[[str], None], *, trim: int = 0) -> Steps[bool]:
-        """Give what comes before a mark to `take` as it arrives, and read the mark; False at the end without one.
+    def upto(self, marks: Marks, kind: Kind, spell: Callable[[str], str] = str, *, trim: int = 0) -> Steps[bool]:
+        """Emit what comes before a mark as it arrives, and read the mark; False at the end without one.
 
         Up to `trim` newlines right before the mark belong to it.
         """
@@ -143,14 +151,12 @@ class Source:
             end = stop = found.start() if found else len(self._text) if self.ended else marks.clear(self._text, self._at)
             while (found or not self.ended) and stop > max(self._at, end - trim) and self._text[stop - 1] == "\n":
                 stop -= 1
-            chunk, self._at = self._text[self._at : stop], stop
-            if chunk:
-                take(chunk)
+            self._take(stop, kind, spell)
             if found:
                 self._at = found.end()
             if found or self.ended:
                 return bool(found)
-            yield
+            yield from self._wait(kind)
 
     def until(self, marks: Marks, *, most: int | None = None) -> Steps[str | None]:
         """Return what comes before a mark, and read the mark; None if there is none in the next `most` characters, or at all."""
@@ -166,14 +172,11 @@ class Source:
             seen = max(0, here - marks.longest + 1)
             yield
 
-    def scan(self, end: Callable[[str, int], int], take: Callable[[str], None]) -> Steps[None]:
-        """Give text to `take` as it arrives, up to the position that `end` finds in it; it returns -1 where it needs more."""
+    def scan(self, end: Callable[[str, int], int], kind: Kind) -> Steps[None]:
+        """Emit text as it arrives, up to the position that `end` finds in it; it returns -1 where it needs more."""
         while True:
             found = end(self._text, self._at)
-            stop = len(self._text) if found < 0 else found
-            chunk, self._at = self._text[self._at : stop], stop
-            if chunk:
-                take(chunk)
+            self._take(len(self._text) if found < 0 else found, kind)
             if found >= 0 or self.ended:
                 return
             yield
