@@ -49,6 +49,8 @@ class Family:
     """The mark that ends a call: as a stop string it keeps the model from writing another."""
     frame: tuple[str, str, str] | None = None
     """What stands before the name, between it and the arguments, and after them, where these are JSON; None where they are not."""
+    answer: tuple[str, str] | None = None
+    """The marks around the text that follows a thought."""
     channels: bool = False
     """Thoughts and answers have marks of this format's own."""
 
@@ -211,7 +213,9 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         _HERMES,
-        Family(name="ernie", opens=_HERMES.opens, read=_json_call, close=_CALL_END, frame=_HERMES.frame),
+        Family(
+            name="ernie", opens=_HERMES.opens, read=_json_call, close=_CALL_END, frame=_HERMES.frame, answer=("<response>", "</response>")
+        ),
         Family(name="qwen-xml", opens=Marks.of(_CALL, "<function="), read=_xml_call, close=_CALL_END),
         Family(name="glm", opens=Marks.of(_CALL), read=_glm_call, close=_CALL_END),
         Family(name="deepseek", opens=Marks.of(_BLOCK, _BEGIN), read=_deepseek_call, close=_END),

@@ -15,7 +15,6 @@ from handler.parsing.source import Marks, Source, Steps
 __all__ = ["Reasoning", "read"]
 
 _THOUGHT_END = Marks.of("</think>")
-_RESPONSE_END = "</response>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +31,16 @@ def read(source: Source, family: Family | None, tools: Tools, reasoning: Reasoni
     if reasoning and not (family and family.channels):
         if not (yield from _thought(source, opened=reasoning.opened)):
             return
-        if family and family.name == "ernie" and (yield from source.optional("<response>")):
+        if family and family.answer and (yield from source.optional(family.answer[0])):
             source.commit()
             yield from source.newlines()
-            marks = Marks.of(*marks.words, _RESPONSE_END)
-    if family and not family.opens.words:
+            marks = Marks.of(*marks.words, family.answer[1])
+    if family and tools and not family.opens.words:
         source.keep()
         if not (yield from family.read(source, "", tools)):
             source.rewind()
     while (mark := (yield from source.text(marks))) is not None:
-        if mark == _RESPONSE_END:
+        if family and family.answer and mark == family.answer[1]:
             source.commit()
         elif family and not (yield from family.read(source, mark, tools)):
             source.rewind()

@@ -23,7 +23,7 @@ from typing import Any
 
 from handler.parsing.families import Family, Tools
 from handler.parsing.reading import Reasoning, read
-from handler.parsing.source import Piece, Source
+from handler.parsing.source import Marks, Piece, Source
 from handler.sse import data_of, is_done
 
 __all__ = ["Rewriter", "offered"]
@@ -31,6 +31,8 @@ __all__ = ["Rewriter", "offered"]
 _LESS, _BACKSLASH = b"<\\"
 """As numbers, since `60 in frame` takes a tenth of the time of `b"<" in frame`. All marks begin with `<`; JSON may spell it `\\u003c`."""
 
+_ENDS = ("stop", "tool_calls")
+"""Reasons to finish that mean that the model had said what it wanted."""
 _CONTENT, _NO_THOUGHT = b'"content":"', b'"reasoning_content":""'
 
 
@@ -43,7 +45,8 @@ def offered(body: Mapping[str, Any]) -> Tools:
         function = tool.get("function") or {}
         parameters = function.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
-        tools.setdefault(function.get("name") or "", properties if isinstance(properties, dict) else {})
+        if isinstance(name := function.get("name"), str) and name:
+            tools.setdefault(name, properties if isinstance(properties, dict) else {})
     return tools
 
 
@@ -69,22 +72,19 @@ class Rewriter:
     """Rewrites one answer: `frame` for each frame of a stream in order, or `whole`; `reasoning` is None where the engine makes thoughts."""
 
     def __init__(self, family: Family | None, reasoning: Reasoning | None, body: Mapping[str, Any]) -> None:
-        self._tools = offered(body)
-        self._family = family if family and (self._tools or family.channels) else None
-        self._reasoning = reasoning
+        self._family, self._tools, self._reasoning = family, offered(body), reasoning
         self._drops = body.get("include_reasoning") is False
         n = body.get("n")
-        n = n if isinstance(n, int) else 1
+        self._n = n if isinstance(n, int) else 1
         self._choices: dict[int, _Choice] = {}
-        self._busy, self._alone = set(range(n)), n == 1 and not self._drops
-        self._thinking = False
-        """There is one choice, and it is in the middle of a thought."""
-        self.active = self._family is not None or reasoning is not None or self._drops
+        calls = family is not None and bool(self._tools or family.channels)
+        self.active = calls or reasoning is not None or self._drops
         """Whether there is anything to do; if not, frames and answers leave as they are."""
-        if self._drops:
-            self._busy.add(-1)
-        elif not self.active:
-            self._busy.clear()
+        self._busy = (self._n + self._drops) * self.active
+        """How many choices are not in the middle of text; thoughts that the engine made are looked for in every frame."""
+        marks = (*family.opens.words, *(family.answer or ())) if family and self.active else ()
+        self._suspects = Marks.of(*marks).suspects() if marks else None
+        self._alone, self._thinking = self._n == 1 and not self._drops, False
 
     def frame(self, frame: bytes) -> list[bytes]:
         """Return what leaves instead of the next frame: most often that frame, else others, or none yet."""
@@ -99,7 +99,7 @@ class Rewriter:
         return answer | {"choices": [self._choice().whole(choice) for choice in answer["choices"]]}
 
     def _read(self, frame: bytes) -> list[bytes]:
-        if not self.active or not (self._busy or _LESS in frame or b"\\u003" in frame):
+        if not self._busy and not (self._suspects and self._suspects.search(frame)):
             return [frame]
         if self._thinking and not (_LESS in frame or _BACKSLASH in frame) and (moved := _as_thought(frame)):
             return [moved]
@@ -116,14 +116,12 @@ class Rewriter:
     def _entry(self, frame: bytes | None, chunk: dict[str, Any], entry: dict[str, Any]) -> list[bytes]:
         index = entry.get("index", 0)
         if index not in self._choices:
+            self._busy += len(self._choices) >= self._n
             self._choices[index] = self._choice()
         choice = self._choices[index]
-        leaving = choice.feed(frame, chunk, entry)
+        calm, leaving = choice.calm, choice.feed(frame, chunk, entry)
+        self._busy += calm - choice.calm
         self._thinking = choice.thinking and self._alone
-        if choice.calm:
-            self._busy.discard(index)
-        else:
-            self._busy.add(index)
         return leaving
 
     def _choice(self) -> _Choice:
@@ -157,7 +155,7 @@ class _Choice:
         self._held.append(_Held(frame, chunk, text, self._came))
         reason = entry.get("finish_reason")
         if reason:
-            return self.close(text, cut=reason == "length")
+            return self.close(text, cut=reason not in _ENDS)
         return self._leave(self._run(text))
 
     def close(self, text: str = "", *, cut: bool = True) -> list[bytes]:
@@ -169,7 +167,7 @@ class _Choice:
         """Return the choice of an unstreamed answer."""
         message = choice.get("message") or {}
         text = message.get("content")
-        self._source.end(cut=choice.get("finish_reason") == "length")
+        self._source.end(cut=choice.get("finish_reason") not in _ENDS)
         pieces = self._run(text if isinstance(text, str) else "")
         calls = self._told(pieces)
         changed: dict[str, Any] = {}

@@ -46,6 +46,11 @@ class Marks:
         """Return the marks; without words, marks that are never found."""
         return cls(words, re.compile("|".join(map(re.escape, words)) or r"(?!)"), max(map(len, words), default=1))
 
+    def suspects(self) -> re.Pattern[bytes]:
+        """Return what JSON has wherever its text may hold a mark, or the beginning of one at its end."""
+        seconds = {word[1].encode()[:1] for word in self.words} | {b'"', b"\\"}
+        return re.compile(b"<[" + b"".join(sorted(map(re.escape, seconds))) + rb"]|\\u003")
+
     def clear(self, text: str, start: int) -> int:
         """Return where the end of `text` begins that may become a mark, or the length of `text`."""
         at = text.rfind("<", max(start, len(text) - self.longest + 1))
@@ -163,12 +168,12 @@ class Source:
         seen = 0
         while True:
             found = marks.pattern.search(self._text, self._at + seen)
+            here = (found.start() if found else len(self._text)) - self._at
+            if (self.ended and not found) or (most is not None and here > most):
+                return None
             if found:
                 before, self._at = self._text[self._at : found.start()], found.end()
                 return before
-            here = len(self._text) - self._at
-            if self.ended or (most is not None and here > most):
-                return None
             seen = max(0, here - marks.longest + 1)
             yield
 

@@ -4,13 +4,15 @@ import json
 from typing import Any
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from handler.parsing.families import FAMILIES, detect
 from handler.parsing.reading import Reasoning
 from handler.parsing.rewriter import Rewriter
 from tests import ROOT
 from tests.handler.fastdeploy.recorded import RELEASES, named
-from tests.handler.parsing.answers import BEGIN, frames, joined, streamed, whole
+from tests.handler.parsing.answers import BEGIN, chunks_of, frames, joined, streamed, whole
 
 RECORDED = json.loads((ROOT / "tests/data/parsing/recorded.json").read_text(encoding="utf-8"))
 
@@ -22,6 +24,22 @@ def test_a_recorded_answer_is_read_as_it_was_meant(case: dict[str, Any]) -> None
     assert found == whole("".join(case["pieces"]), case["family"], reasoning)
     assert [[name, json.loads(arguments)] for name, arguments in found["calls"]] == case.get("calls", [])
     assert (found["content"], found["thought"]) == (case.get("content", ""), case.get("thought", ""))
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["source"].partition(":")[0].rpartition("/")[2])
+def test_openais_own_client_joins_a_recorded_answer(case: dict[str, Any]) -> None:
+    state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+    for chunk in chunks_of(streamed(frames(case["pieces"]), case["family"], Reasoning(opened=case.get("opened", False)))):
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    message = state.get_final_completion().choices[0].message
+    calls = [[call.function.name, json.loads(call.function.arguments)] for call in message.tool_calls or ()]
+    assert (calls, message.content or "") == (case.get("calls", []), case.get("content", ""))
+
+
+@pytest.mark.parametrize("case", [case for case in RECORDED if "calls" not in case], ids=lambda case: case["family"])
+def test_an_answers_own_marks_are_read_without_tools_too(case: dict[str, Any]) -> None:
+    found = joined(streamed(frames(case["pieces"]), case["family"], Reasoning(opened=case.get("opened", False)), {}))
+    assert (found["thought"], found["content"]) == (case["thought"], case["content"])
 
 
 def test_every_family_has_a_recorded_answer() -> None:
@@ -82,6 +100,7 @@ def test_the_family_is_found_by_the_marks_in_the_chat_template(template: str, sp
         ("deepseek", f"{BEGIN}function<\uff5ctool▁sep\uff5c>later\n", "all"),
         ("gpt-oss", "<|channel|>commentary to=browser.open<|message|>{}", "all"),
         ("gpt-oss", "<|channel|>" + "analysis " * 40, "all"),
+        ("gpt-oss", "<|channel|>" + "analysis " * 40 + "<|message|>", "all"),
     ],
 )
 def test_what_is_not_a_call_of_an_offered_tool_is_text(family: str, text: str, left: str) -> None:
@@ -117,6 +136,7 @@ def test_a_call_that_is_not_well_formed_after_its_name_stays_a_call_and_loses_no
         ("qwen-xml", "<tool_call>\n<function=get_weather>\n<parameter=days>\n1", '{"days": 1'),
         ("qwen-xml", "<tool_call>\n<function=get_weather>\n<parameter=da", '{"da": '),
         ("glm", "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_va", ""),
+        ("glm", "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Du", '{"city": "Du'),
         ("glm", "<tool_call>get_weather\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>", '{"days": 3'),
         ("gpt-oss", '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city"', '{"city"'),
     ],

@@ -41,6 +41,13 @@ def test_a_stream_that_ends_without_a_finish_loses_nothing() -> None:
     assert streamed(stream, "hermes") == [*stream, DONE]
 
 
+def test_a_choice_more_than_were_asked_for_disturbs_no_other() -> None:
+    one, two = frames(["<tool", "_call>", CALL]), frames(["plain", " text", " goes", " on"], index=1)
+    order = [one[0], two[0], two[1], one[1], two[2], two[3], one[2], one[3], two[4], two[5], one[4]]
+    assert joined(streamed(order, "hermes")) == joined(streamed(one, "hermes"))
+    assert joined(streamed(order, "hermes"), 1)["content"] == "plain text goes on"
+
+
 def test_the_usage_and_other_fields_of_rewritten_frames_are_kept() -> None:
     chunk = chunks_of(frames([CALL]))[1] | {"usage": {"total_tokens": 3}, "system_fingerprint": "x"}
     left = streamed([b"data: " + json.dumps(chunk).encode() + b"\n\n"], "hermes")
@@ -96,8 +103,8 @@ def test_of_two_tools_of_one_name_the_first_tells_the_types() -> None:
 
 
 @pytest.mark.parametrize("parameters", [None, {}, {"properties": None}, [], {"properties": []}])
-def test_a_tool_without_a_schema_is_offered(parameters: object) -> None:
-    assert offered({"tools": [{"function": {"name": "f", "parameters": parameters}}]}) == {"f": {}}
+def test_a_tool_without_a_schema_is_offered_and_one_without_a_name_is_not(parameters: object) -> None:
+    assert offered({"tools": [{"function": {"name": "f", "parameters": parameters}}, {"function": {"name": ""}}, {}]}) == {"f": {}}
 
 
 @pytest.mark.parametrize(
