@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from handler.parsing.families import FAMILIES
@@ -54,6 +55,11 @@ def look(frame: bytes) -> list[bytes]:
     return [frame] if b'"delta":' in frame else []
 
 
+def rewriter(family: str | None, reasoning: Reasoning | None, body: Mapping[str, Any]) -> Callable[[bytes], list[bytes]]:
+    """Return what takes the frames of a new answer."""
+    return Rewriter(FAMILIES[family] if family else None, reasoning, body).frame
+
+
 def cost(made: Callable[[], Callable[[bytes], list[bytes]]], frames: list[bytes], seconds: float) -> float:
     """Return microseconds per token, of the fastest of the trials that fit into some seconds."""
     best, until = float("inf"), time.perf_counter() + seconds
@@ -78,16 +84,9 @@ def main(arguments: list[str]) -> int:
     print(f"{'us/token':16}{'look':>8}{'without':>9}{'with':>8}")
     worst = 0.0
     for name, family, reasoning, text in rows:
-
-        def rewriter(
-            body: Mapping[str, Any], family: str | None = family, reasoning: Reasoning | None = reasoning
-        ) -> Callable[[bytes], list[bytes]]:
-            made = Rewriter(FAMILIES[family] if family else None, reasoning, body)
-            return made.frame
-
         frames = stream(text)
         least = cost(lambda: look, frames, seconds)
-        without, with_tools = (cost(lambda body=body: rewriter(body), frames, seconds) for body in ({}, BODY))  # type: ignore[misc]
+        without, with_tools = (cost(partial(rewriter, family, reasoning, body), frames, seconds) for body in ({}, BODY))
         print(f"{name:16}{least:8.2f}{without:9.2f}{with_tools:8.2f}")
         if name == "prose":
             worst = max(without, with_tools) / least
