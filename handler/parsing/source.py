@@ -1,9 +1,9 @@
 """The text of one answer, read by generators as it arrives.
 
-A reader is a generator that yields when it needs more text and puts what it has understood into `pieces`. Each position of a mark is kept
-until the reader commits to it; before that, `rewind` turns the mark back into text. Text that is only half a mark is held, and nothing
-else is. Every mark begins with `<`, which makes looking for half a mark cheap. What looks like a call and is none is read again only after its
-mark, and is known for none before the next mark, so the work grows with the length of the text.
+A reader is a generator that yields when it needs more text and puts what it has understood into `pieces`. The position of a mark is kept
+until the reader commits to it; before that, `rewind` turns the mark back into text. Only text that may be half a mark is held. Every mark
+begins with `<`, which makes looking for half a mark cheap. What looks like a call and is none is read again only from its mark on, and
+is known for none before the next mark: the work grows with the length of the text.
 """
 
 from __future__ import annotations
