@@ -11,7 +11,7 @@ from handler.parsing.families import FAMILIES, detect
 from handler.parsing.reading import Reasoning
 from handler.parsing.rewriter import Rewriter
 from tests import ROOT
-from tests.handler.fastdeploy.recorded import RELEASES, named
+from tests.handler.fastdeploy.recorded import EXCHANGES, named
 from tests.handler.parsing.answers import BEGIN, chunks_of, frames, joined, streamed, whole
 
 RECORDED = json.loads((ROOT / "tests/data/parsing/recorded.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def test_every_family_has_a_recorded_answer() -> None:
     assert {case["family"] for case in RECORDED} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("release", sorted({exchange.release for exchange in EXCHANGES}))
 def test_the_call_in_a_recorded_stream_of_fastdeploy_without_a_parser_is_made(release: str) -> None:
     exchange = named(release, "base_chat_stream_tools")
     rewriter = Rewriter(FAMILIES["hermes"], None, exchange.request)
