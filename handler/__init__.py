@@ -19,8 +19,8 @@
 
 `cpu_engine` is a program of its own, started like any other: FastDeploy's HTTP surface over a numpy forward pass.
 
-Imports point upwards in this order; a file may import those before it: early, errors, variables, settings, job, sse, batching, native,
-dialect, logs, processes, launch, lifecycle, departure, ledger, fastdeploy, engine, engines,
+Imports point upwards in this order; a file may import those before it: early, errors, variables, settings, job, sse, translation, batching,
+native, dialect, logs, processes, launch, lifecycle, departure, ledger, fastdeploy, engine, engines,
 proxy, metrics, health, backoff, delivery, taking, sdk, serverless, limits, body, web, local, compose, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).

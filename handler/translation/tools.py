@@ -1,0 +1,36 @@
+"""Offer tools to a chat, and choose among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from handler.translation.fields import refuse, shown
+
+__all__ = ["tool_fields"]
+
+
+def tool_fields(tools: list[dict[str, Any]], choice: str, function: str, parallel: object) -> dict[str, Any]:
+    """Return the fields of a chat that offer functions.
+
+    `choice` is auto, none or required; `function` names the one that must be called, if one must. `parallel` allows several calls, None
+    leaves it to the engine.
+
+    Raises:
+        InvalidJob: two functions have one name, or the choice is none of them.
+    """
+    names = [tool["function"]["name"] for tool in tools]
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            refuse("tools", f"got two tools with the name {shown(name)}, expected one")
+    if function and function not in names:
+        refuse("tool_choice", f"got {shown(function)}, expected one of the tools' names: {', '.join(names) or 'there is no tool'}")
+    if choice == "required" and not tools:
+        refuse("tool_choice", "a call is required, and there is no tool")
+    if not tools:
+        return {}
+    chosen = {"type": "function", "function": {"name": function}} if function else choice
+    return (
+        {"tools": tools}
+        | ({} if chosen == "auto" else {"tool_choice": chosen})
+        | ({} if parallel is None else {"parallel_tool_calls": parallel})
+    )
