@@ -12,7 +12,7 @@ from handler.translation.answer import Translation
 from handler.translation.conversation import Content, Conversation, content_of, image_part, text_part
 from handler.translation.fields import SAMPLING, Given, Table, given_by_type, refuse, shown
 from handler.translation.messages_events import MessageWriter, error_object
-from handler.translation.tools import tool_fields
+from handler.translation.tools import function_tool, tool_fields
 
 __all__ = ["CountTokens", "Messages"]
 
@@ -103,8 +103,8 @@ class _Request:
 
     def _tool(self, path: str, tool: object) -> dict[str, Any]:
         given = given_by_type(tool, fields.TOOLS, path, self.unheard, default="custom")[1]
-        function = {"name": given.text("name"), "parameters": given.object("input_schema", required=True)}
-        return {"type": "function", "function": function | given.named("description", "strict")}
+        parameters = {"parameters": given.object("input_schema", required=True)}
+        return function_tool(given.text("name"), given.text("description", ""), parameters | given.named("strict"))
 
     def _tools(self) -> list[dict[str, Any]]:
         return [self._tool(path, tool) for path, tool in self._given.each("tools")]

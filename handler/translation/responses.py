@@ -10,7 +10,7 @@ from handler.translation.answer import Translation
 from handler.translation.conversation import Content, Conversation, content_of, image_part, text_part
 from handler.translation.fields import SAMPLING, Given, Table, given_by_type, refuse, shown
 from handler.translation.responses_events import ResponseWriter
-from handler.translation.tools import tool_fields
+from handler.translation.tools import function_tool, tool_fields
 
 __all__ = ["Responses"]
 
@@ -74,7 +74,7 @@ class _Request:
     def _logprobs(self) -> bool:
         asked = self._given.get("top_logprobs") is not None
         for path, name in self._given.each("include"):
-            if name not in fields.INCLUDED:
+            if not isinstance(name, str) or name not in fields.INCLUDED:
                 refuse(path, f"got {shown(name)}, expected one of {', '.join(fields.INCLUDED)}", code="unsupported_value")
             reason = fields.INCLUDED[name]
             asked = asked or reason is None
@@ -177,6 +177,5 @@ class _Request:
 
     def _function(self, given: Given, namespace: str = "", about: str = "") -> dict[str, Any]:
         """Return a function of the chat; what its namespace says of itself stands before its own description."""
-        function = {"name": self._name(namespace, given.text("name"))} | given.named("parameters", "strict")
         described = "\n\n".join(filter(None, (about, given.text("description", ""))))
-        return {"type": "function", "function": function | ({"description": described} if described else {})}
+        return function_tool(self._name(namespace, given.text("name")), described, given.named("parameters", "strict"))

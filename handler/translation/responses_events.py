@@ -145,18 +145,22 @@ class ResponseWriter(Writer):
 
 
 def _full(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a chat's logprob of one token as a part has it; bytes that the engine does not tell are those of the text."""
-    told = {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry.get("bytes") or list(entry["token"].encode())}
-    return told | ({"top_logprobs": [_full(other) for other in entry["top_logprobs"]]} if "top_logprobs" in entry else {})
+    """Return a chat's logprob of one token as a part has it."""
+    return _with_bytes(entry) | {"top_logprobs": [_with_bytes(other) for other in entry.get("top_logprobs") or ()]}
+
+
+def _with_bytes(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a token and its logprob; bytes that the engine does not tell are those of the text."""
+    return {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry.get("bytes") or list(entry["token"].encode())}
 
 
 def _brief(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return logprobs as an event has them."""
-    return [
-        {name: entry[name] for name in ("token", "logprob")}
-        | {"top_logprobs": [{name: other[name] for name in ("token", "logprob")} for other in entry.get("top_logprobs") or ()]}
-        for entry in logprobs
-    ]
+    return [_pair(entry) | {"top_logprobs": [_pair(other) for other in entry.get("top_logprobs") or ()]} for entry in logprobs]
+
+
+def _pair(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token": entry["token"], "logprob": entry["logprob"]}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

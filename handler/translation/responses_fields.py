@@ -109,7 +109,7 @@ TOOLS = FUNCTIONS | {"namespace": table("type name description tools")}
 ALLOWED_TOOLS = {"function": table("type name")}
 TOOL_CHOICES = ALLOWED_TOOLS | {"allowed_tools": table("type mode tools")}
 
-_DIRECT = {"caller": ({"type": "direct"},), "async": (False,)}
+_DIRECT: dict[str, tuple[object, ...]] = {"caller": ({"type": "direct"},)}
 ITEMS = {
     "message": table("type role content", no_effect={"id status": _IDS, "phase": "no chat template knows it"}),
     "reasoning": table("type summary content", no_effect={"id status": _IDS, "encrypted_content": "only OpenAI can read it"}),
@@ -117,7 +117,7 @@ ITEMS = {
         "type call_id name namespace arguments",
         no_effect={"id status": _IDS},
         refused={"caller": _PROGRAMS, "async": _ENDS},
-        harmless=_DIRECT,
+        harmless=_DIRECT | {"async": (False,)},
     ),
     "function_call_output": table(
         "type call_id output",

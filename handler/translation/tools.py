@@ -6,7 +6,12 @@ from typing import Any
 
 from handler.translation.fields import refuse, shown
 
-__all__ = ["tool_fields"]
+__all__ = ["function_tool", "tool_fields"]
+
+
+def function_tool(name: str, description: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Return a function as a chat offers it, with what else is known of it."""
+    return {"type": "function", "function": {"name": name} | ({"description": description} if description else {}) | more}
 
 
 def tool_fields(tools: list[dict[str, Any]], choice: str, function: str, parallel: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from handler.translation.answer import Translation
 
 Json = dict[str, Any]
 
-HEAD = {"id": "chatcmpl-7", "created": 1700000000, "model": "demo"}
+HEAD: Json = {"id": "chatcmpl-7", "created": 1700000000, "model": "demo"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,8 @@ class Said:
     def whole(self) -> Json:
         """Return the answer without a stream."""
         calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in self.calls]
-        message = {"role": "assistant", "content": self.text, "reasoning_content": self.thought, "tool_calls": calls or None}
-        choice = {"index": 0, "message": message, "finish_reason": self.reason}
+        message: Json = {"role": "assistant", "content": self.text, "reasoning_content": self.thought, "tool_calls": calls or None}
+        choice: Json = {"index": 0, "message": message, "finish_reason": self.reason}
         return HEAD | {"object": "chat.completion", "choices": [choice], "usage": self.usage}
 
     def chunks(self, sizes: Sequence[int] = (3,)) -> list[Json]:
@@ -61,7 +61,7 @@ class Said:
         for index, call in enumerate(self.calls):
             deltas.append({"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": {"name": call.name}}]})
             deltas += [{"tool_calls": [{"index": index, "function": {"arguments": piece}}]} for piece in cut(call.arguments)]
-        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices: list[Json] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
         choices.append({"index": 0, "delta": {}, "finish_reason": self.reason})
         head = HEAD | {"object": "chat.completion.chunk"}
         return [head | {"choices": [choice]} for choice in choices] + [head | {"choices": [], "usage": self.usage}]
@@ -115,3 +115,79 @@ def answers(draw: st.DrawFn) -> Said:
 
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+
+IMAGES = st.sampled_from(["https://example.com/cat.png", "data:image/png;base64,AAAA"])
+PARTS = st.lists(TEXTS.map(lambda text: {"type": "text", "text": text}), max_size=2).flatmap(
+    lambda texts: IMAGES.map(lambda url: [*texts, {"type": "image_url", "image_url": {"url": url}}])
+)
+CONTENTS: st.SearchStrategy[Any] = TEXTS | PARTS
+
+
+@st.composite
+def _turns(draw: st.DrawFn) -> list[Json]:
+    """One turn of a chat: the user's, an instruction, or the assistant's with what its calls gave."""
+    kind = draw(st.sampled_from(["user", "assistant", "system"]))
+    if kind != "assistant":
+        return [{"role": kind, "content": draw(CONTENTS if kind == "user" else TEXTS)}]
+    said: Json = {"role": "assistant", "content": draw(st.just("") | TEXTS)}
+    if draw(st.booleans()):
+        said["reasoning_content"] = draw(TEXTS)
+    numbers = draw(st.lists(st.integers(), unique=True, max_size=2))
+    calls = [
+        {"id": f"call_{n}", "type": "function", "function": {"name": draw(NAMES), "arguments": json.dumps(draw(OBJECTS))}} for n in numbers
+    ]
+    if calls:
+        said["tool_calls"] = calls
+    if not (said["content"] or calls or "reasoning_content" in said):
+        said["content"] = "."
+    # Two turns of the assistant side by side are one.
+    return [said, *({"role": "tool", "tool_call_id": call["id"], "content": draw(CONTENTS)} for call in calls)] + (
+        [] if calls else [{"role": "user", "content": draw(CONTENTS)}]
+    )
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Json]:
+    """The messages of any chat that another API can hold: instructions at the start are one, and the user has the last word."""
+    instructions = draw(st.none() | TEXTS)
+    begin = [] if instructions is None else [{"role": "system", "content": instructions}]
+    turns = [message for turn in draw(st.lists(_turns(), max_size=4)) for message in turn]
+    return [*begin, {"role": "user", "content": draw(CONTENTS)}, *turns, {"role": "user", "content": draw(TEXTS)}]
+
+
+@st.composite
+def functions(draw: st.DrawFn) -> list[Json]:
+    """Tools of a chat, at least one."""
+    names = draw(st.lists(NAMES, unique=True, min_size=1, max_size=3))
+    parameters: Json = {"type": "object", "properties": {"city": {"type": "string"}}}
+    made = []
+    for name in names:
+        function: Json = {"name": name, "parameters": parameters}
+        function |= draw(st.just({}) | TEXTS.map(lambda text: {"description": text})) | draw(st.sampled_from([{}, {"strict": True}]))
+        made.append({"type": "function", "function": function})
+    return made
+
+
+@st.composite
+def chats(draw: st.DrawFn) -> Json:
+    """The body of a chat, as far as both APIs can ask for it."""
+    chat: Json = {"model": "demo", "messages": draw(conversations()), "max_completion_tokens": draw(st.integers(1, 10**6))}
+    if draw(st.booleans()):
+        tools = draw(functions())
+        choice: Any = draw(
+            st.sampled_from([None, "none", "required", {"type": "function", "function": {"name": tools[-1]["function"]["name"]}}])
+        )
+        chat |= {"tools": tools} | ({"tool_choice": choice} if choice else {}) | draw(st.sampled_from([{}, {"parallel_tool_calls": False}]))
+    if draw(st.booleans()):
+        chat |= {"stream": True, "stream_options": {"include_usage": True}}
+    optional: Json = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "seed": 1,
+        "stop": ["end", "."],
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"a": 1},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "output", "schema": {"type": "object"}, "strict": True}},
+    }
+    return chat | {name: optional[name] for name in draw(st.sets(st.sampled_from(sorted(optional))))}
