@@ -152,7 +152,7 @@ class Translation:
         self._reader, self._writer = _Reader(), writer
 
     def frame(self, frame: bytes) -> list[bytes]:
-        """Return the frames that the next frame of the chat's stream becomes.
+        """Return the frames that the next frame of the chat's stream becomes; an error's frame is for `broken`.
 
         Raises:
             EngineDied: the engine mixes up its tool calls.
@@ -192,4 +192,6 @@ def renamed(body: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 def event_frame(event: dict[str, Any]) -> bytes:
     """Return an event as a frame that names its type."""
-    return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    # Half of a surrogate pair, which JSON can hold and UTF-8 cannot, leaves as the escape that it came as.
+    return f"event: {event['type']}\ndata: {text}\n\n".encode(errors="backslashreplace")

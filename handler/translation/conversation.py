@@ -33,42 +33,54 @@ def content_of(parts: list[dict[str, Any]]) -> Content:
 
 
 class Conversation:
-    """The messages so far."""
+    """What is said, in order."""
 
     def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
+        self._instructions: list[str] = []
+        """Those at the start."""
+        self._said: list[dict[str, Any]] = []
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the messages of the chat; an empty line parts the instructions at its start."""
+        begin = [{"role": "system", "content": "\n\n".join(self._instructions)}] if self._instructions else []
+        return begin + self._said
 
     def system(self, text: str) -> None:
-        """Add an instruction; at the start of the conversation it joins the one before, after an empty line."""
-        if len(self.messages) == 1 and self._last("system"):
-            self.messages[0]["content"] += "\n\n" + text
+        """Add an instruction."""
+        if self._said:
+            self._said.append({"role": "system", "content": text})
         else:
-            self.messages.append({"role": "system", "content": text})
+            self._instructions.append(text)
 
     def user(self, content: Content) -> None:
         """Add what the user says."""
-        self.messages.append({"role": "user", "content": content})
+        self._said.append({"role": "user", "content": content})
 
     def thought(self, text: str) -> None:
         """Begin a turn of the assistant with a thought."""
-        self.messages.append({"role": "assistant", "content": "", "reasoning_content": text})
+        self._said.append({"role": "assistant", "content": "", "reasoning_content": text})
 
     def said(self, text: str) -> None:
         """Add a text of the assistant to its turn, or begin one if the turn has a text or a call already."""
-        if not self._last("assistant") or self.messages[-1]["content"] or "tool_calls" in self.messages[-1]:
-            self.messages.append({"role": "assistant", "content": ""})
-        self.messages[-1]["content"] = text
+        turn = self._turn()
+        if turn is None or turn["content"] or "tool_calls" in turn:
+            self._said.append({"role": "assistant", "content": text})
+        else:
+            turn["content"] = text
 
     def called(self, call_id: str, name: str, arguments: str) -> None:
         """Add a call to the assistant's turn, or begin one."""
-        if not self._last("assistant"):
-            self.messages.append({"role": "assistant", "content": ""})
+        turn = self._turn()
+        if turn is None:
+            turn = {"role": "assistant", "content": ""}
+            self._said.append(turn)
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-        self.messages[-1].setdefault("tool_calls", []).append(call)
+        turn.setdefault("tool_calls", []).append(call)
 
     def result(self, call_id: str, content: Content) -> None:
         """Add what a call gave."""
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        self._said.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
-    def _last(self, role: str) -> bool:
-        return bool(self.messages) and self.messages[-1]["role"] == role
+    def _turn(self) -> dict[str, Any] | None:
+        """Return the assistant's turn, if it is the assistant's."""
+        return self._said[-1] if self._said and self._said[-1]["role"] == "assistant" else None

@@ -93,6 +93,13 @@ class Given:
             refuse(self.at(name), f"got {shown(value)}, expected a text")
         return value
 
+    def whole(self, name: str) -> int:
+        """Return a whole number above 0; raises InvalidJob when it is something else, or missing."""
+        value = self._fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            refuse(self.at(name), f"got {shown(value)}, expected a whole number of at least 1")
+        return value
+
     def object(self, name: str, *, required: bool = False) -> dict[str, Any]:
         """Return an object, empty when it was not given; raises InvalidJob when it is something else, or required and missing."""
         value = self._fields.get(name, None if required else {})
@@ -127,6 +134,9 @@ def refuse(path: str, problem: str, *, code: str = "invalid_value") -> NoReturn:
 
 
 def shown(value: object) -> str:
-    """Return a value as its caller wrote it, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    """Return a value as its caller wrote it, or what it is where that may be long: values have no bound but that of a body."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, str) and len(value) > 80:
+        return f"a text of {len(value)} characters"
+    return json.dumps(value, ensure_ascii=False)

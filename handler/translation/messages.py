@@ -16,9 +16,6 @@ from handler.translation.tools import function_tool, tool_fields
 
 __all__ = ["CountTokens", "Messages"]
 
-_PROMPT = ("chat_template", "chat_template_kwargs")
-"""Fields of SAMPLING that change the prompt."""
-
 
 class Messages(Translation):
     """One request to /v1/messages.
@@ -67,7 +64,7 @@ class _Request:
 
     def prompt(self) -> dict[str, Any]:
         """Return of the chat completion what its prompt is made from."""
-        chat = {"model": self._given.text("model"), "messages": self._messages()} | self._given.named(*_PROMPT)
+        chat = {"model": self._given.text("model"), "messages": self._messages()} | self._given.named(*fields.TEMPLATE.split())
         if self._thinking != "adaptive":
             arguments = self._given.object("chat_template_kwargs")
             chat["chat_template_kwargs"] = arguments | {"enable_thinking": self._thinking == "enabled"}
@@ -77,15 +74,12 @@ class _Request:
 
     def chat(self) -> dict[str, Any]:
         """Return the body of the chat completion."""
-        given, limit = self._given, self._given.get("max_tokens")
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            refuse("max_tokens", f"got {shown(limit)}, expected a whole number of at least 1")
-        sampling = given.named(*(name for name in SAMPLING.split() if name not in _PROMPT))
-        chat = sampling | self.prompt() | {"max_completion_tokens": limit}
+        given = self._given
+        chat = given.named(*SAMPLING.split()) | self.prompt() | {"max_completion_tokens": given.whole("max_tokens")}
         if stops := [stop for _, stop in given.each("stop_sequences")]:
             chat["stop"] = stops
         if self._thinking == "enabled":
-            chat["reasoning_max_tokens"] = self._thoughts.get("budget_tokens")
+            chat["reasoning_max_tokens"] = self._thoughts.whole("budget_tokens")
         chat |= self._format() | self._choice()
         if given.get("stream"):
             chat |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -131,9 +125,10 @@ class _Request:
                 talk.system(self._text(self._blocks(message, "content", fields.SYSTEM_BLOCKS)))
             else:
                 refuse(message.at("role"), f"got {shown(role)}, expected user, assistant or system")
-        if talk.messages and talk.messages[-1]["role"] == "assistant":
+        messages = talk.messages()
+        if messages and messages[-1]["role"] == "assistant":
             refuse("messages", "the last message is the assistant's, which this worker cannot continue; end with the user's")
-        return talk.messages
+        return messages
 
     def _blocks(self, given: Given, name: str, kinds: Mapping[str, Table]) -> list[tuple[str, Given]]:
         """Return the blocks of a content, which may be the text of one."""

@@ -17,6 +17,7 @@ __all__ = [
     "RESULT_BLOCKS",
     "SOURCES",
     "SYSTEM_BLOCKS",
+    "TEMPLATE",
     "THINKING",
     "TOOLS",
     "TOOL_CHOICES",
@@ -50,7 +51,13 @@ REQUEST = table(
     },
     harmless={"diagnostics": ({}, {"previous_message_id": None})},
 )
-COUNT = replace(REQUEST, translated=REQUEST.translated - frozenset("max_tokens stop_sequences stream".split()))
+TEMPLATE = "chat_template chat_template_kwargs"
+"""Fields of the engine's own that change the prompt."""
+COUNT = replace(
+    REQUEST,
+    translated=frozenset(f"messages model output_config system thinking tools {TEMPLATE}".split()),
+    no_effect={**REQUEST.no_effect, "tool_choice": "it does not change the prompt"},
+)
 """Of count_tokens."""
 
 MESSAGE = table("role content")

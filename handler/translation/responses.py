@@ -98,10 +98,10 @@ class _Request:
             talk.system(instructions)
         if not isinstance(given.get("input"), list):
             talk.user(given.text("input"))
-            return talk.messages
+            return talk.messages()
         for path, item in given.each("input"):
             self._item(path, item, talk)
-        return talk.messages
+        return talk.messages()
 
     def _item(self, path: str, item: object, talk: Conversation) -> None:
         kind, given = given_by_type(item, fields.ITEMS, path, self.unheard, default="message")
@@ -161,7 +161,7 @@ class _Request:
                 function = given.text("name")
             else:
                 asked = [given_by_type(tool, fields.ALLOWED_TOOLS, path, self.unheard)[1] for path, tool in given.each("tools")]
-                allowed = [tool.text("name") for tool in asked]
+                allowed = {tool.text("name") for tool in asked}
                 tools = [tool for tool in tools if tool["function"]["name"] in allowed]
         if choice not in ("none", "auto", "required"):
             refuse("tool_choice", f"got {shown(choice)}, expected none, auto, required or an object")

@@ -23,12 +23,13 @@ def tool_fields(tools: list[dict[str, Any]], choice: str, function: str, paralle
     Raises:
         InvalidJob: two functions have one name, or the choice is none of them.
     """
-    names = [tool["function"]["name"] for tool in tools]
-    for position, name in enumerate(names):
-        if name in names[:position]:
+    names = set[str]()
+    for name in (tool["function"]["name"] for tool in tools):
+        if name in names:
             refuse("tools", f"got two tools with the name {shown(name)}, expected one")
+        names.add(name)
     if function and function not in names:
-        refuse("tool_choice", f"got {shown(function)}, expected one of the tools' names: {', '.join(names) or 'there is no tool'}")
+        refuse("tool_choice", f"got {shown(function)}, expected the name of one of the tools")
     if choice == "required" and not tools:
         refuse("tool_choice", "a call is required, and there is no tool")
     if not tools:

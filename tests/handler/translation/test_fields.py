@@ -89,7 +89,7 @@ def test_an_object_of_no_known_type_is_refused_with_those_that_are(value: object
         given_by_type(value, {"a": table("type"), "b": table("type")}, "place", {})
 
 
-def test_a_long_value_is_cut_in_the_message() -> None:
+def test_a_long_value_is_not_repeated_in_the_message() -> None:
     with pytest.raises(InvalidJob) as caught:
-        read(["x" * 1000])
-    assert len(str(caught.value)) < 150
+        read("x" * 1000)
+    assert str(caught.value) == "place: got a text of 1000 characters, expected an object"

@@ -127,7 +127,8 @@ def same(chat: Json) -> Json:
 def test_tokens_are_counted_of_the_prompt_that_the_request_would_make(chat: Json, data: st.DataObject) -> None:
     request = request_of(chat, data)
     sent = Messages(request).chat
-    count = CountTokens({name: value for name, value in request.items() if name not in {"max_tokens", "stream", "stop_sequences"}})
+    answers = {"max_tokens", "stream", "stop_sequences", "temperature", "top_p", "top_k", "seed"}
+    count = CountTokens({name: value for name, value in request.items() if name not in answers})
     prompt = {name: sent[name] for name in ("model", "messages", "tools", "chat_template_kwargs", "reasoning_effort") if name in sent}
     assert count.chat == prompt | {"max_completion_tokens": 1}
     assert count.whole(Said(text="H").whole()) == {"input_tokens": 5}
@@ -240,6 +241,7 @@ def test_each_option_has_its_place_in_the_chat(given_fields: Json, chat_fields: 
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "other"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "auto"}, "tool_choice"),
         ({"thinking": {"type": "between_tools"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
         ({"output_config": {"task_budget": {}}}, "output_config.task_budget"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
         ({"container": "c"}, "container"),
@@ -255,7 +257,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(given_fields: Json, param: s
     assert str(caught.value).startswith(f"{param}: ")
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "stream", "stop_sequences"])
+@pytest.mark.parametrize("name", ["max_tokens", "stream", "stop_sequences", "temperature"])
 def test_what_only_an_answer_has_is_unknown_where_tokens_are_counted(name: str) -> None:
     with pytest.raises(InvalidJob, match=f"^{name}: unknown field"):
         CountTokens({"model": "demo", "messages": SMALL["messages"], name: 1})

@@ -235,5 +235,13 @@ def test_calls_that_are_mixed_up_are_the_engines_fault() -> None:
         streamed(responses(), frames)
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "a\udc00b", "😀\u2028"])
+def test_half_of_a_character_is_given_as_it_came(text: str) -> None:
+    said = Said(text=text)
+    events = streamed(responses(instructions=text), said.frames([1]))
+    assert joined(events)["content"] == text
+    assert events[0]["response"]["instructions"] == text
+
+
 def test_a_frame_without_data_becomes_nothing() -> None:
     assert responses().frame(b": still here\n\n") == []
