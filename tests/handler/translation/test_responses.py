@@ -172,6 +172,15 @@ def test_a_turn_is_one_message_and_a_text_after_a_call_begins_another() -> None:
     ]
 
 
+def test_a_thought_is_kept_before_its_summary() -> None:
+    thought = {
+        "type": "reasoning",
+        "content": [{"type": "reasoning_text", "text": "a"}],
+        "summary": [{"type": "summary_text", "text": "b"}],
+    }
+    assert said(thought) == [{"role": "assistant", "content": "", "reasoning_content": "a"}]
+
+
 def test_thoughts_that_cannot_be_read_are_left_out_with_a_reason() -> None:
     made = Responses(
         {"input": [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}, {"role": "user", "content": "Hi"}]}
