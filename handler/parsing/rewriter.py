@@ -88,9 +88,11 @@ class Rewriter:
 
     def frame(self, frame: bytes) -> list[bytes]:
         """Return what leaves instead of the next frame: most often that frame, else others, or none yet."""
-        if self._busy or _LESS in frame or _BACKSLASH in frame:
-            return self._read(frame)
-        return [frame]
+        return [frame] if self.passes(frame) else self._read(frame)
+
+    def passes(self, frames: bytes) -> bool:
+        """Tell, by little more than a glance, that the next frame, or several of them in a row, leaves as it is; False is no promise."""
+        return not (self._busy or _LESS in frames or _BACKSLASH in frames)
 
     def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return an unstreamed answer, in which each choice is what the joined deltas of its stream would be."""

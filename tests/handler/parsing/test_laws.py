@@ -113,6 +113,18 @@ def test_the_joined_deltas_of_any_stream_equal_the_whole_answer(family: str, dat
 
 @SETTINGS
 @given(st.data())
+def test_frames_that_pass_together_are_the_frames_that_leave(data: st.DataObject) -> None:
+    family, reasoning = data.draw(st.sampled_from(sorted(FAMILIES))), data.draw(REASONING)
+    stream = frames(cut("Text first. " + data.draw(NEARLY), data.draw(CUTS)))
+    rewriter, leaving = Rewriter(FAMILIES[family], reasoning, BODY), list[bytes]()
+    for at in range(0, len(stream), 3):
+        run = stream[at : at + 3]
+        leaving += run if rewriter.passes(b"".join(run)) else [left for frame in run for left in rewriter.frame(frame)]
+    assert joined(leaving) == joined(streamed(stream, family, reasoning))
+
+
+@SETTINGS
+@given(st.data())
 def test_two_choices_interleaved_equal_each_alone(data: st.DataObject) -> None:
     """Rule: "Several choices (n > 1) are independent"."""
     family = data.draw(st.sampled_from(sorted(FAMILIES)))
