@@ -19,7 +19,7 @@
     safe in both directions.
 
 Imports point upwards in this order; a file may import those before it: environment, prestart, errors, unsupported, settings,
-json_text, job, sse, parsing, translation, batching, native, exchange, http1, logs, processes, liveness, lifecycle, shutdown, cpu,
+json_text, job, sse, parsing, batching, native, exchange, translation, http1, logs, processes, liveness, lifecycle, shutdown, cpu,
 observer, engine, fastdeploy, engines, proxy, metrics, job_api, job_queue, sdk_loop, gate, web, local, worker, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).

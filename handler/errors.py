@@ -7,10 +7,11 @@
     |-- EngineFailedToStart    the operator: the engine never became ready
     |-- EngineRejected         the engine answered, and its answer is an error; status and body are kept
     |-- EngineDied             the engine ended or broke off while it was needed
-    `-- EngineTimeout          the engine is there and silent
+    |-- EngineTimeout          the engine is there and silent
+    `-- Told                   any of them, as another API than OpenAI's chat tells it
 
-Every error that a caller may see goes through `to_openai`; nothing else writes an error object. Neither a traceback nor a
-Python repr ever passes it.
+Every error that a caller may see goes through `to_openai`; nothing else writes an error object, but for the APIs of `translation`. Neither
+a traceback nor a Python repr ever passes it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ __all__ = [
     "EngineTimeout",
     "InvalidJob",
     "InvalidSettings",
+    "Told",
     "Unavailable",
     "WorkerError",
     "for_log",
+    "last_frames",
     "to_openai",
 ]
 
@@ -103,6 +106,14 @@ class EngineTimeout(WorkerError):
     code = "engine_timeout"
 
 
+class Told(WorkerError):
+    """An error whose body is written already; `last` is what ends a stream that has begun."""
+
+    def __init__(self, message: str, status: int, body: dict[str, Any], last: bytes) -> None:
+        super().__init__(message)
+        self.status, self.body, self.last = status, body, last
+
+
 def to_openai(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the OpenAI error object for any exception.
 
@@ -110,15 +121,22 @@ def to_openai(error: BaseException) -> tuple[int, dict[str, Any]]:
     """
     if isinstance(error, EngineRejected):
         return _engine_answer(error)
+    if isinstance(error, Told):
+        return error.status, error.body
     if isinstance(error, WorkerError):
         return error.status, _error_object(str(error), error.type, error.param, error.code)
     return 500, _error_object("internal error of the worker; its log has the details", "server_error", None, "internal_error")
 
 
+def last_frames(error: BaseException) -> bytes:
+    """Return what ends a stream that has begun and breaks with this error."""
+    return error.last if isinstance(error, Told) else b"data: " + json.dumps(to_openai(error)[1]).encode() + b"\n\n"
+
+
 def for_log(error: BaseException) -> str:
     """Return what the worker's log may say of a failed request: not the message where it may quote the request, which may be a prompt."""
     status, body = to_openai(error)
-    quotes = isinstance(error, (InvalidJob, EngineRejected))
+    quotes = isinstance(error, (InvalidJob, EngineRejected, Told))
     return json.dumps({"status": status} | {name: value for name, value in body["error"].items() if not (quotes and name == "message")})
 
 

@@ -36,3 +36,7 @@ class Exchange:
     def collected(self) -> Any:
         """Return the whole answer that the collected frames make; call it after the last of them."""
         raise NotImplementedError
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Return what the caller gets of an error; most often just this."""
+        return error

@@ -36,6 +36,7 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
     "/v1/reward": ("POST",),
     "/v1/responses": ("POST",),
     "/v1/messages": ("POST",),
+    "/v1/messages/count_tokens": ("POST",),
     "/v1/models": ("GET",),
     "/health": ("GET",),
     "/ping": ("GET",),
@@ -50,8 +51,8 @@ whoever runs the deployment, so FastDeploy's control routes stay closed: /v1/pau
 of them.
 """
 
-_STREAMLESS = frozenset({"/v1/embeddings", "/v1/reward"})
-"""Routes that answer whole whatever `stream` says: FastDeploy 2.3 to 2.6 does not know the field there."""
+_STREAMLESS = frozenset({"/v1/embeddings", "/v1/reward", "/v1/messages/count_tokens"})
+"""Routes that answer whole whatever `stream` says: neither FastDeploy 2.3 to 2.6 nor Anthropic's API knows the field there."""
 
 _POST_ROUTES = frozenset(path for path, methods in ROUTES.items() if methods == ("POST",))
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")

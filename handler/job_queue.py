@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from handler.engine import Engine
-from handler.errors import InvalidJob, WorkerError, for_log, to_openai
+from handler.errors import InvalidJob, WorkerError, for_log, last_frames
 from handler.http1 import Client, Target
 from handler.job import Request, read_job
 from handler.job_api import Addresses, JobPoll, JobPosts, Pings, StopPoll, headers_for
@@ -27,6 +27,7 @@ from handler.observer import Observation, Observer
 from handler.proxy import Piece, Proxy
 from handler.settings import Settings
 from handler.shutdown import Shutdown
+from handler.translation.exchange import error_of
 
 if TYPE_CHECKING:
     from handler.metrics import Metrics
@@ -62,12 +63,11 @@ class Handler:
             if not isinstance(error, WorkerError):
                 # Without the error's own text, which may quote the request.
                 log.error("%s, raised at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))  # noqa: TRY400
-            seen.status, body = to_openai(error)
-            text = json.dumps(body)
+            seen.status, body = error_of(seen.path, error)
             log.warning("failed: %s", for_log(error))
             if streamed:
-                yield f"data: {text}\n\n"
-            yield {"error": text}
+                yield last_frames(error).decode()
+            yield {"error": json.dumps(body)}
 
     def _read(self, job_input: object) -> Request:
         if isinstance(job_input, InvalidJob):  # found when the job was taken

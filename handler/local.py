@@ -86,7 +86,8 @@ def _known(count: int | None) -> str:
 
 
 def _texts(answer: dict[str, Any]) -> list[str]:
-    found: list[str] = []
+    delta = answer.get("delta")  # of the events of Responses, and of Messages
+    found = [delta] if isinstance(delta, str) else [delta.get("thinking") or "", delta.get("text") or ""] if isinstance(delta, dict) else []
     for choice in answer.get("choices", []):
         message = choice.get("delta") or choice.get("message") or {}
         found += [message.get("reasoning_content") or "", message.get("content") or choice.get("text") or "", *choice.get("tokens", [])]

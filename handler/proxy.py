@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from handler.batching import Batcher
-from handler.errors import EngineDied, EngineRejected, EngineTimeout
+from handler.errors import EngineDied, EngineRejected, EngineTimeout, WorkerError
 from handler.exchange import Exchange
 from handler.http1 import Answer, Broken, Client, Refused, Target
 from handler.job import CHAT, COMPLETIONS, Request
@@ -23,6 +23,7 @@ from handler.native import native_answer, native_piece
 from handler.observer import Observation
 from handler.settings import Limits
 from handler.sse import FrameSplitter, data_of, ends_with_done, frames_of
+from handler.translation.exchange import translated
 
 __all__ = ["Piece", "Proxy", "RelayedEngine", "Stream"]
 
@@ -102,29 +103,30 @@ class Proxy:
     async def whole(self, request: Request, seen: Observation) -> Any:
         """Return the whole answer to a request that the engine may have been asked to stream; raises as `relay` does."""
         exchange = self._exchange(request)
-        sent = exchange.sent
-        if sent.stream:
-            async with self._opened(exchange, seen, exchange.collect) as stream:
-                await stream.ended()
-            return exchange.whole(read_answer(json.dumps(exchange.collected()).encode()))
-        async with self._answer(sent, seen) as answer:
-            stall = _Stall(answer, self._limits.stall_timeout)
-            try:
-                body = await answer.all()
-            finally:
-                stall.end()
-            if answer.status >= 400:
-                raise EngineRejected(answer.status, body)
-            value = read_answer(body)
-            seen.whole(value)
-            return exchange.whole(value)
+        with _failing(exchange):
+            if exchange.sent.stream:
+                async with self._opened(exchange, seen, exchange.collect) as stream:
+                    await stream.ended()
+                return exchange.whole(read_answer(json.dumps(exchange.collected()).encode()))
+            async with self._answer(exchange.sent, seen) as answer:
+                stall = _Stall(answer, self._limits.stall_timeout)
+                try:
+                    body = await answer.all()
+                finally:
+                    stall.end()
+                if answer.status >= 400:
+                    raise EngineRejected(answer.status, body)
+                value = read_answer(body)
+                seen.whole(value)
+                return exchange.whole(value)
 
     @contextlib.asynccontextmanager
     async def stream(self, request: Request, seen: Observation) -> AsyncIterator[Stream]:
         """Return the stream of a request, whose head has arrived; leaving closes it. Raises as `relay` does."""
         exchange = self._exchange(request)
-        async with self._opened(exchange, seen, exchange.run) as stream:
-            yield stream
+        with _failing(exchange):
+            async with self._opened(exchange, seen, exchange.run) as stream:
+                yield stream
 
     @contextlib.asynccontextmanager
     async def _opened(self, exchange: Exchange, seen: Observation, mend: Callable[[bytes], bytes | None]) -> AsyncIterator[Stream]:
@@ -142,7 +144,7 @@ class Proxy:
     def _exchange(self, request: Request) -> Exchange:
         if self._engine.died.done():
             raise self._engine.died.result()
-        return self._engine.exchange(request)
+        return translated(request, self._engine.exchange)
 
     @contextlib.asynccontextmanager
     async def _answer(self, request: Request, seen: Observation) -> AsyncIterator[Answer]:
@@ -185,6 +187,18 @@ class Proxy:
             if self._stalls >= self._limits.fatal_stalls:
                 self._engine.condemn(f"{silent} to {self._stalls} requests in a row (REQUEST_STALLS_FATAL)")
         return EngineTimeout(f"the engine {silent}")
+
+
+@contextlib.contextmanager
+def _failing(exchange: Exchange) -> Iterator[None]:
+    """Have errors of the block told as the exchange tells them."""
+    try:
+        yield
+    except WorkerError as error:
+        told = exchange.failed(error)
+        if told is error:
+            raise
+        raise told from error
 
 
 class Stream:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Collection
@@ -24,7 +23,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from handler.engine import Engine
-from handler.errors import InvalidJob, InvalidSettings, Unavailable, WorkerError, for_log, to_openai
+from handler.errors import InvalidJob, InvalidSettings, Unavailable, WorkerError, for_log, last_frames, to_openai
 from handler.gate import Gate
 from handler.job import ROUTES, Request, methods_of, read_job
 from handler.json_text import check_content_type, read_object
@@ -34,6 +33,7 @@ from handler.observer import Observation
 from handler.proxy import Proxy, Stream
 from handler.settings import Settings
 from handler.shutdown import Shutdown
+from handler.translation.exchange import error_of
 
 __all__ = ["Routes", "application", "listening", "serve", "watched_beside"]
 
@@ -198,7 +198,7 @@ class Routes:
                 if not isinstance(error, WorkerError):
                     log.exception("%s %s", http.method, http.rel_url.raw_path[:200])
                 log.warning("%s %s failed: %s", http.method, http.rel_url.raw_path[:200], for_log(error))
-                seen.status = await answer.fail(error, allowed)
+                seen.status = await answer.fail(error, seen.path, allowed)
         if self._lifecycle.state is not State.READY:
             answer.response.force_close()
         return answer.response
@@ -273,21 +273,21 @@ class _Response:
         await self.response.prepare(self._http)
         await self.response.write_eof()
 
-    async def fail(self, error: Exception, allowed: tuple[str, ...]) -> int:
-        """Send an error instead of an answer, or as the last frame of one that has begun; return its status."""
-        status, body = to_openai(error)
+    async def fail(self, error: Exception, path: str, allowed: tuple[str, ...]) -> int:
+        """Send an error of a route instead of an answer, or at the end of one that has begun; return its status."""
+        status, _ = to_openai(error)
         if not self.response.prepared:
-            self.response = _error_response(error, allowed if status == 405 else ())
+            self.response = _error_response(error, path, allowed if status == 405 else ())
             return status
         try:
-            await asyncio.wait_for(self._last_frame(body), _LAST_WORDS)
+            await asyncio.wait_for(self._last_frames(last_frames(error)), _LAST_WORDS)
         except (asyncio.TimeoutError, ConnectionResetError):
             if self._http.transport is not None:
                 self._http.transport.abort()
         return status
 
-    async def _last_frame(self, body: Any) -> None:
-        await self.response.write(b"data: " + json.dumps(body).encode() + b"\n\n")
+    async def _last_frames(self, frames: bytes) -> None:
+        await self.response.write(frames)
         await self.response.write_eof()
 
 
@@ -368,9 +368,9 @@ _server_log = logging.getLogger(f"{__name__}.server")
 _server_log.addFilter(_says_nothing_of_clients)
 
 
-def _error_response(error: BaseException, allow: Collection[str] = ()) -> web.Response:
-    """Return an error as an answer of its own; `allow` are the methods that a 405 names."""
-    status, body = to_openai(error)
+def _error_response(error: BaseException, path: str = "", allow: Collection[str] = ()) -> web.Response:
+    """Return an error of a route as an answer of its own; `allow` are the methods that a 405 names."""
+    status, body = error_of(path, error)
     headers = {"Allow": ", ".join(allow)} if allow else {}
     if isinstance(error, Unavailable) and error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -383,7 +383,7 @@ async def _in_openais_shape(request: web.Request, handler: Handler) -> web.Strea
         return await handler(request)
     except web.HTTPMethodNotAllowed as refusal:
         allowed = sorted(refusal.allowed_methods)
-        return _error_response(_method_not_allowed(request.method, request.path, allowed), allowed)
+        return _error_response(_method_not_allowed(request.method, request.path, allowed), allow=allowed)
     except web.HTTPNotFound:
         message = f"{request.path[:200]}: no such route"
         return _error_response(InvalidJob(message, param="path", code="unknown_route", status=404))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from handler import errors
-from handler.errors import EngineDied, EngineRejected, InvalidJob, InvalidSettings, WorkerError, to_openai
+from handler.errors import EngineDied, EngineRejected, InvalidJob, InvalidSettings, Told, WorkerError, to_openai
 from tests.twins.replay.recordings import RELEASES, Recording, load
 
 
@@ -17,6 +17,7 @@ def all_classes(root: type[WorkerError]) -> list[type[WorkerError]]:
 
 MAKERS: dict[str, Callable[[], WorkerError]] = {
     "EngineRejected": lambda: EngineRejected(500, b""),
+    "Told": lambda: Told("words", 503, {"error": {"message": "words", "type": "server_error", "param": None, "code": None}}, b""),
     "InvalidSettings": lambda: InvalidSettings(["A: wrong", "B: wrong"]),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from handler.errors import InvalidJob, to_openai
-from handler.translation.routes import TRANSLATIONS
+from handler.translation.exchange import TRANSLATIONS
 
 from .chats import Json, Said
 

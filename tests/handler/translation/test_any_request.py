@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import InvalidJob
-from handler.translation.routes import TRANSLATIONS
+from handler.translation.exchange import TRANSLATIONS
 from tests.strategies import JSON_VALUES, SETTINGS
 
 from .chats import Json, Said

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.sse import FrameSplitter
+from handler.sse import FrameSplitter, frames_of
 from handler.translation.messages import Messages
 from tests.strategies import SETTINGS, cuts
 
@@ -57,7 +57,7 @@ def test_a_streams_joined_events_are_the_whole_answer_however_it_is_cut(said: Sa
     told += [{"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)} for call in said.calls]
     assert whole["content"] == told
     splitter = FrameSplitter()
-    again = [frame for chunk in data.draw(cuts(b"".join(frames))) for frame in splitter.feed(chunk)]
+    again = [frame for chunk in data.draw(cuts(b"".join(frames))) for frame in frames_of(splitter.feed(chunk))]
     assert streamed(messages(), again) == streamed(messages(), frames)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 
 from handler.errors import EngineDied
-from handler.sse import FrameSplitter
+from handler.sse import FrameSplitter, frames_of
 from handler.translation.responses import Responses
 from tests.strategies import SETTINGS, cuts
 
@@ -64,7 +64,7 @@ def test_a_streams_joined_events_are_the_whole_answer_however_it_is_cut(said: Sa
         "calls": [(call.id, call.name, call.arguments) for call in said.calls],
     }
     splitter = FrameSplitter()
-    again = [frame for chunk in data.draw(cuts(b"".join(frames))) for frame in splitter.feed(chunk)]
+    again = [frame for chunk in data.draw(cuts(b"".join(frames))) for frame in frames_of(splitter.feed(chunk))]
     assert streamed(responses(), again) == events
 
 
