@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cpu_engine.architecture import ModelConfig
 from cpu_engine.tensors import FloatArray
-from cpu_engine.weights import Layer, Linear, Weights
+from cpu_engine.weights import DecoderLayer, Linear, ModelWeights
 
 _CACHE_START = 256
 # Up to this many rows a matrix-vector product each beats one matrix product, which repacks the weights
@@ -64,10 +64,10 @@ class Chunk:
     wants_logits: bool = True
 
 
-class Model:
-    """Weights and the arithmetic over them."""
+class Transformer:
+    """The weights of one checkpoint and the arithmetic over them."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
         self.config = config
         self._weights = weights
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
@@ -107,7 +107,7 @@ class Model:
     def _attention(
         self,
         number: int,
-        layer: Layer,
+        layer: DecoderLayer,
         rows: FloatArray,
         chunks: Sequence[Chunk],
         starts: npt.NDArray[np.int64],
@@ -146,7 +146,7 @@ class Model:
         turned[second] = b * cosines + a * sines
         return turned
 
-    def _mlp(self, layer: Layer, rows: FloatArray) -> FloatArray:
+    def _mlp(self, layer: DecoderLayer, rows: FloatArray) -> FloatArray:
         both = _project(_normalised(rows, layer.mlp_norm, self.config.norm_epsilon), layer.gate_up)
         gate, up = both[:, : self.config.intermediate_size], both[:, self.config.intermediate_size :]
         activated = np.float32(1.0) + np.exp(-gate)

@@ -46,7 +46,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class GenerationRequest:
     """One checked request; choice i belongs to prompt i // n."""
 
     request_id: str
@@ -74,7 +74,7 @@ class RequestReader:
     max_model_len: int
     served_name: str | None
 
-    def read(self, kind: Kind, body: bytes) -> Request:
+    def read(self, kind: Kind, body: bytes) -> GenerationRequest:
         """Check a request body; raise BadRequest naming the first field that does not fit."""
         fields = Fields(parse_body(body))
         self._check_model(fields)
@@ -83,7 +83,7 @@ class RequestReader:
         final_usage, continuous_usage = _usage_options(fields, stream=stream)
         prompts = self._chat_prompts(fields) if kind == "chat" else self._completion_prompts(fields)
         n = fields.integer("n", 1, low=1, high=_N_LIMIT)
-        return Request(
+        return GenerationRequest(
             request_id=_request_id(kind, fields),
             kind=kind,
             prompts=prompts,

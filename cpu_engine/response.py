@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cpu_engine.request import Request
-from cpu_engine.sequence import Event
+from cpu_engine.request import GenerationRequest
+from cpu_engine.sequence import TokenEvent
 from cpu_engine.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
@@ -24,14 +24,14 @@ class _Choice:
 
     text: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[Event] = field(default_factory=list)
+    logprobs: list[TokenEvent] = field(default_factory=list)
     finish: str | None = None
 
 
 class Answer:
     """One answer being built: give it every event, take frames from it or the whole at the end."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, *, model: str, created: int) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, model: str, created: int) -> None:
         self._request = request
         self._tokenizer = tokenizer
         self._chat = request.kind == "chat"
@@ -62,7 +62,7 @@ class Answer:
             return b"".join(self._prompt_frame(index) for index in range(len(self._choices)))
         return b""
 
-    def take(self, index: int, event: Event) -> None:
+    def take(self, index: int, event: TokenEvent) -> None:
         """Record an event of choice `index`."""
         choice = self._choices[index]
         choice.text.append(event.text)
@@ -71,7 +71,7 @@ class Answer:
             choice.logprobs.append(event)
         choice.finish = event.finish
 
-    def frame(self, index: int, event: Event, elapsed: float) -> bytes:
+    def frame(self, index: int, event: TokenEvent, elapsed: float) -> bytes:
         """Record an event and return its frame; `elapsed` is seconds since the request arrived."""
         first = not self._choices[index].tokens
         self.take(index, event)
@@ -152,7 +152,7 @@ class Answer:
         return _frame(self._head | {"choices": [choice]})
 
     def _text_choice(
-        self, index: int, text: str, ids: list[int | None] | None, logprobs: object, event: Event, elapsed: float
+        self, index: int, text: str, ids: list[int | None] | None, logprobs: object, event: TokenEvent, elapsed: float
     ) -> dict[str, object]:
         choice: dict[str, object] = {"index": index, "text": text, "arrival_time": elapsed, "logprobs": logprobs}
         choice |= {"draft_logprobs": None, "prompt_token_ids": None, "completion_token_ids": ids}
@@ -205,7 +205,7 @@ class Answer:
     def _echo(self, index: int) -> str:
         return self._request.prompts[index // self._request.n].text if self._request.echo else ""
 
-    def _logprobs(self, events: Sequence[Event], *, stream: bool) -> dict[str, object] | None:
+    def _logprobs(self, events: Sequence[TokenEvent], *, stream: bool) -> dict[str, object] | None:
         if not self._with_logprobs:
             return None
         events = [event for event in events if event.token is not None]
@@ -218,7 +218,7 @@ class Answer:
         }
         return logprobs if stream else logprobs | {"text_offset": None}
 
-    def _chat_logprobs(self, events: Sequence[Event], *, stream: bool) -> dict[str, object]:
+    def _chat_logprobs(self, events: Sequence[TokenEvent], *, stream: bool) -> dict[str, object]:
         # The non-stream form spells out the fields that a stream leaves unset.
         rest: dict[str, object] = {} if stream else {"top_logprobs": None}
         content = [

@@ -30,7 +30,7 @@ class SequenceSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class TokenEvent:
     """One generated token and the text it completes, often none; the last one carries the finish reason.
 
     For `error` there is no token and `text` is the message.
@@ -43,7 +43,7 @@ class Event:
     finish: FinishReason | None = None
 
 
-class Sequence:
+class SequenceState:
     """The state of one sequence between two steps of the model."""
 
     def __init__(self, spec: SequenceSpec, cache: KVCache, tokenizer: Tokenizer) -> None:
@@ -65,18 +65,18 @@ class Sequence:
         tokens, self._pending = self._pending[:limit], self._pending[limit:]
         return Chunk(cache=self._cache, tokens=tokens, wants_logits=not self._pending)
 
-    def advance(self, logits: FloatArray) -> Event:
+    def advance(self, logits: FloatArray) -> TokenEvent:
         """Choose the next token from logits [vocab] and say what it brings."""
         spec = self._spec
         early = self._generated < spec.min_tokens
         try:
             choice = self._sampler.choose(logits, spec.stop_tokens if early else ())
         except SamplingError as error:
-            return Event(text=str(error), token=None, finish="error")
+            return TokenEvent(text=str(error), token=None, finish="error")
         self._generated += 1
         self._pending = [choice.token]
         text, finish = self._shown(choice.token)
-        return Event(text=text, token=choice.token, logprob=choice.logprob, top=choice.top, finish=finish)
+        return TokenEvent(text=text, token=choice.token, logprob=choice.logprob, top=choice.top, finish=finish)
 
     def _shown(self, token: int) -> tuple[str, FinishReason | None]:
         spec = self._spec

@@ -12,7 +12,7 @@ import jinja2
 import jinja2.sandbox
 
 from cpu_engine.architecture import JsonObject, read_json
-from cpu_engine.refusals import BadRequest, Refusal
+from cpu_engine.refusals import BadRequest, StartupError
 
 _FILE = "chat_template.jinja"
 
@@ -39,7 +39,7 @@ class ChatTemplate:
 
 
 def read_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
-    """Read chat_template.jinja, else `chat_template` of tokenizer_config.json; raise Refusal if it does not parse."""
+    """Read chat_template.jinja, else `chat_template` of tokenizer_config.json; raise StartupError if it does not parse."""
     file = directory / _FILE
     config_file = directory / "tokenizer_config.json"
     source: object = None
@@ -50,11 +50,13 @@ def read_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> Ch
         where = f"{config_file}: chat_template"
         source = _default(read_json(config_file).get("chat_template"))
     if source is not None and not isinstance(source, str):
-        raise Refusal(where, got=type(source).__name__, expected="text", remedy="download the checkpoint again")
+        raise StartupError(where, got=type(source).__name__, expected="text", remedy="download the checkpoint again")
     try:
         return ChatTemplate(source, special_tokens)
     except jinja2.TemplateError as error:
-        raise Refusal(where, got=f"{type(error).__name__} ({error})", expected="a Jinja template", remedy="correct the template") from error
+        raise StartupError(
+            where, got=f"{type(error).__name__} ({error})", expected="a Jinja template", remedy="correct the template"
+        ) from error
 
 
 def _default(value: object) -> object:

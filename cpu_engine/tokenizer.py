@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cpu_engine.architecture import JsonObject, read_json
-from cpu_engine.refusals import Refusal
+from cpu_engine.refusals import StartupError
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -100,7 +100,7 @@ class Detokenizer:
 
 
 def read_tokenizer(directory: Path, *, prefer_sentencepiece: bool) -> Tokenizer:
-    """Read the tokenizer of a checkpoint; raise Refusal when there is none or it is damaged.
+    """Read the tokenizer of a checkpoint; raise StartupError when there is none or it is damaged.
 
     `prefer_sentencepiece` says which file wins where there are both: FastDeploy reads tokenizer.model for
     ERNIE and tokenizer.json for the others.
@@ -114,7 +114,7 @@ def read_tokenizer(directory: Path, *, prefer_sentencepiece: bool) -> Tokenizer:
         return Tokenizer(_SentencePiece(model_files[0], _spellings(config, special)), special)
     if json_file.is_file():
         return Tokenizer(_JsonTokenizer(json_file), special)
-    raise Refusal(
+    raise StartupError(
         str(directory),
         got="no tokenizer",
         expected=f"{_SENTENCEPIECE_FILES[0]} or {_JSON_FILE}",
@@ -211,7 +211,7 @@ class _JsonTokenizer:
         steps = {step.get("type"): step for step in decoder.get("decoders", [decoder])}
         self._byte_level = "ByteLevel" in steps
         if not self._byte_level and not steps.keys() & {"ByteFallback", "Metaspace"}:
-            raise Refusal(
+            raise StartupError(
                 f"{path}: decoder",
                 got=" + ".join(map(str, steps)) or "none",
                 expected="ByteLevel, or ByteFallback with Replace",
@@ -249,6 +249,6 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-def _damaged(path: Path, error: Exception) -> Refusal:
+def _damaged(path: Path, error: Exception) -> StartupError:
     reason = str(error).strip().splitlines()
-    return Refusal(str(path), got=f"a damaged file ({reason[-1] if reason else error!r})", expected="a tokenizer", remedy=_AGAIN)
+    return StartupError(str(path), got=f"a damaged file ({reason[-1] if reason else error!r})", expected="a tokenizer", remedy=_AGAIN)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cpu_engine.checkpoint import load
 from cpu_engine.refusals import BadRequest
-from cpu_engine.request import Kind, Request, RequestReader
+from cpu_engine.request import GenerationRequest, Kind, RequestReader
 from tests import DEMO
 from tests.cpu_engine.checkpoints import VOCABULARY
 
@@ -20,7 +20,7 @@ _, NAMED = load(DEMO, served_name="my-model", max_model_len=200, threads=1, memo
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-def read(kind: Kind = "chat", reader: RequestReader = READER, **fields: Any) -> Request:
+def read(kind: Kind = "chat", reader: RequestReader = READER, **fields: Any) -> GenerationRequest:
     standard = {"messages": HELLO} if kind == "chat" else {"prompt": "hi"}
     body = {key: value for key, value in {**standard, **fields}.items() if value != "<left out>"}
     return reader.read(kind, json.dumps(body).encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cpu_engine.refusals import BadRequest, Refusal
+from cpu_engine.refusals import BadRequest, StartupError
 from cpu_engine.template import ChatTemplate, read_chat_template
 from cpu_engine.tokenizer import read_tokenizer
 from tests import DEMO
@@ -74,5 +74,5 @@ def test_the_default_is_taken_from_a_list_of_templates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "says"), [("{% if", "TemplateSyntaxError"), (7, "got int, expected text")])
 def test_a_checkpoint_whose_template_is_broken_is_refused(tmp_path: Path, value: object, says: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-    with pytest.raises(Refusal, match=says):
+    with pytest.raises(StartupError, match=says):
         read_chat_template(tmp_path, {})
