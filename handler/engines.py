@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from checkpoint.find import Weights
 from checkpoint.unavailable import ModelUnavailable
@@ -17,9 +17,14 @@ from handler.fastdeploy.flags import RELEASES, variable_names
 from handler.fastdeploy.gpus import Gpu as ListedGpu
 from handler.fastdeploy.gpus import image_findings, list_gpus, parse_architectures
 from handler.fastdeploy.installed import installed_version
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.fastdeploy.start import FastDeployEngine, Gpu, Host, check, prepare
 from handler.launch import CpuEngine, Engine, free_ports
 from handler.settings import Settings
+
+if TYPE_CHECKING:
+    from handler.dialect import Exchange
+    from handler.job import Request
 
 __all__ = ["Fit", "choose_engine", "has_fastdeploy"]
 
@@ -58,7 +63,22 @@ def choose_engine(settings: Settings) -> Fit:
 def _cpu(settings: Settings, weights: Weights) -> tuple[Engine, Callable[[], None]]:
     if weights.directory is None:
         raise ModelUnavailable(f"MODEL_SOURCE={settings.model.origin}: the CPU engine downloads nothing, expected huggingface")
-    return CpuEngine(model=weights.directory, served_name=settings.model.served_name, settings=settings.engine), lambda: None
+    rules = Rules(
+        engine=CAPABILITIES["cpu"],
+        served_name=settings.model.served_name,
+        aliases=frozenset({settings.model.source}),
+        guided_decoding=True,
+        max_tokens_limit=settings.requests.max_tokens_limit or None,
+        strict=settings.requests.strict,
+    )
+
+    def put(request: Request) -> Exchange:
+        from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
+
+        return dialect.exchange(request, rules, raw=settings.requests.raw)
+
+    engine = CpuEngine(model=weights.directory, served_name=rules.served_name, settings=settings.engine, put=put)
+    return engine, lambda: None
 
 
 def _fastdeploy(settings: Settings) -> Fit:

@@ -13,7 +13,7 @@ import shlex
 import socket
 import subprocess  # noqa: TID251
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -68,6 +68,8 @@ class CpuEngine:
     model: Path
     served_name: str
     settings: EngineSettings
+    put: Callable[[Request], Exchange]
+    """How a request is put to it; raises InvalidJob for one that it must not see."""
     name: str = "cpu"
 
     def command(self, port: int) -> list[str]:
@@ -84,10 +86,8 @@ class CpuEngine:
         return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
     def exchange(self, request: Request) -> Exchange:
-        """Put it as it is."""
-        from handler.dialect import Exchange
-
-        return Exchange(request)
+        """Return how to put a request to it; raises InvalidJob for one that it must not see."""
+        return self.put(request)
 
     def log_files(self) -> None:
         """It writes none."""

@@ -18,7 +18,7 @@ from handler.fastdeploy.cleanup import Residue
 from handler.fastdeploy.devices import Gpu, devices, fit_gpus, visible
 from handler.fastdeploy.flags import collect_flags, collect_variables, flag_table, range_problem, to_argv
 from handler.fastdeploy.model_config import head_counts, is_misread, language_part, layout_problems, longest_context
-from handler.fastdeploy.rules import Rules
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.logs import Tail
 from handler.settings import Settings
 
@@ -164,7 +164,7 @@ def _rules(settings: Settings, values: Mapping[str, Any], config: Mapping[str, A
     """Return what requests to this engine must keep to."""
     language = language_part(config)
     return Rules(
-        release=release,
+        engine=CAPABILITIES[release],
         served_name=settings.model.served_name,
         aliases=frozenset({settings.model.source}),
         vocab_size=language.get("vocab_size"),
