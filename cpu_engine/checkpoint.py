@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from cpu_engine.architecture import ModelConfig, SamplingDefaults, read_config, read_sampling_defaults
+from cpu_engine.constraint import ConstraintCompiler
 from cpu_engine.forward import Chunk, Transformer
+from cpu_engine.prompts import PromptReader
 from cpu_engine.refusals import StartupError
 from cpu_engine.request import RequestReader
-from cpu_engine.template import read_chat_template
+from cpu_engine.template_process import check_template, read_chat_template
 from cpu_engine.tokenizer import Tokenizer, read_tokenizer
 from cpu_engine.weights import load_weights
 
@@ -38,14 +40,22 @@ def load(
             expected=f"at most vocab_size of config.json ({config.vocab_size})",
             remedy="check that the tokenizer and the weights belong together",
         )
+    # It reads the template while the weights are read.
     template = read_chat_template(directory, tokenizer.special_tokens)
-    model = Transformer(config, load_weights(directory, config, threads))
-    _check_answer(directory, model)
+    try:
+        model = Transformer(config, load_weights(directory, config, threads))
+        check_template(directory, template)
+        _check_answer(directory, model)
+    except BaseException:
+        template.close()
+        raise
+    eos_token_ids = _eos_token_ids(config, defaults, tokenizer)
     reader = RequestReader(
         tokenizer=tokenizer,
-        template=template,
+        prompts=PromptReader(tokenizer=tokenizer, template=template, vocab_size=config.vocab_size),
+        constraints=ConstraintCompiler(tokenizer, config.vocab_size, eos_token_ids),
         defaults=defaults,
-        eos_token_ids=_eos_token_ids(config, defaults, tokenizer),
+        eos_token_ids=eos_token_ids,
         vocab_size=config.vocab_size,
         max_model_len=length,
         served_name=served_name,

@@ -57,11 +57,20 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """The next tokens of one sequence. `wants_logits` is False while more of its prompt is to come."""
+    """The next tokens of one sequence. `wants_logits` is False while more of its prompt is to come.
+
+    `every_row` asks for the logits after each token, not only after the last.
+    """
 
     cache: KVCache
     tokens: Sequence[int]
     wants_logits: bool = True
+    every_row: bool = False
+
+    @property
+    def answers(self) -> int:
+        """Return how many rows of logits it gets."""
+        return len(self.tokens) if self.every_row else int(self.wants_logits)
 
 
 class Transformer:
@@ -78,7 +87,7 @@ class Transformer:
         return KVCache(self.config)
 
     def forward(self, chunks: Sequence[Chunk]) -> FloatArray:
-        """Feed every chunk to its cache; return logits [chunks that want them, vocab] of their last tokens.
+        """Feed every chunk to its cache; return logits [rows, vocab], of each chunk in turn its last `answers` rows.
 
         Raises IndexError for a token id outside the vocabulary.
         """
@@ -95,8 +104,8 @@ class Transformer:
                 rows = rows + self._mlp(layer, rows)
             for chunk in chunks:
                 chunk.cache.length += len(chunk.tokens)
-            last = [stop - 1 for stop, chunk in zip(starts[1:], chunks, strict=True) if chunk.wants_logits]
-            return self._head(_normalised(rows[last], self._weights.norm, self.config.norm_epsilon))
+            wanted = [row for stop, chunk in zip(starts[1:], chunks, strict=True) for row in range(stop - chunk.answers, stop)]
+            return self._head(_normalised(rows[wanted], self._weights.norm, self.config.norm_epsilon))
 
     def _rotation(self, chunks: Sequence[Chunk]) -> tuple[FloatArray, FloatArray]:
         """Return cosines and sines [rows, 1, head_dim / 2] of every new position."""

@@ -7,6 +7,11 @@ Exception
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+RequestKind: TypeAlias = Literal["chat", "completion"]
+"""Which of the two routes a request came to."""
+
 
 class StartupError(Exception):
     """The engine will not start; the text is one line: what, got, expected, what to do.

@@ -21,15 +21,14 @@ from aiohttp.typedefs import Handler
 
 from cpu_engine.forward import Transformer
 from cpu_engine.gauges import CONTENT_TYPE, Counters
-from cpu_engine.refusals import BadRequest, error_body
-from cpu_engine.request import CHOICES_LIMIT, GenerationRequest, Kind, RequestReader
+from cpu_engine.refusals import BadRequest, RequestKind, error_body
+from cpu_engine.request import CHOICES_LIMIT, GenerationRequest, RequestReader
 from cpu_engine.response import Answer, encode, error_frame
 from cpu_engine.scheduler import Overloaded, Scheduler, Ticket
 from cpu_engine.sequence import TokenEvent
 
 # The worker takes 30 MiB and writes them anew in ASCII, where a character of two bytes takes six.
 _BODY_LIMIT = 96 << 20
-_LARGE_BODY = 64 << 10
 # How long a cut waits for handlers to notice, and for the step that is under way.
 _CUT_SECONDS = 5.0
 _SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
@@ -95,6 +94,7 @@ class Server:
         finally:
             await runner.cleanup()
             self._scheduler.close(_CUT_SECONDS)
+            self._reader.close()
         if self._failure is not None:
             raise self._failure
 
@@ -145,7 +145,7 @@ class Server:
         permission |= {"organization": "*", "group": None, "is_blocking": False}
         return _json({"object": "list", "data": [model | {"permission": [permission]}]})
 
-    async def _generate(self, kind: Kind, http: web.Request) -> web.StreamResponse:
+    async def _generate(self, kind: RequestKind, http: web.Request) -> web.StreamResponse:
         if self._stopping:
             return _overloaded(503, "The server is shutting down")
         if len(self._busy) >= self._limits.concurrency:
@@ -164,10 +164,8 @@ class Server:
             except Overloaded:
                 return _overloaded(429, "Too many requests, too many sequences are waiting")
 
-    async def _read(self, kind: Kind, body: bytes) -> GenerationRequest:
-        """Check a body; a large one takes as long to tokenise as others would have to wait for the loop."""
-        if len(body) < _LARGE_BODY:
-            return self._reader.read(kind, body)
+    async def _read(self, kind: RequestKind, body: bytes) -> GenerationRequest:
+        """Check a body, off the loop: to render, tokenise or compile what it holds takes as long as others would have to wait."""
         return await asyncio.to_thread(self._reader.read, kind, body)
 
     @contextmanager

@@ -135,19 +135,22 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - as in _advance
             self._deliver([(ticket, _failure(error))])
 
-    def _advance(self, ticket: Ticket, row: FloatArray) -> TokenEvent:
+    def _advance(self, ticket: Ticket, rows: FloatArray) -> TokenEvent | None:
         try:
-            return self._running[ticket].advance(row)
+            return self._running[ticket].advance(rows)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is of this sequence and must not end the others
             return _failure(error)
 
     def _step(self) -> list[tuple[Ticket, TokenEvent]]:
         chunks = self._chunks()
         logits = self._model.forward([chunk for _, chunk in chunks])
-        answering = [ticket for ticket, chunk in chunks if chunk.wants_logits]
-        events = []
-        for ticket, row in zip(answering, logits, strict=True):
-            event = self._advance(ticket, row)
+        events, first = [], 0
+        for ticket, chunk in chunks:
+            rows = logits[first : first + chunk.answers]
+            first += chunk.answers
+            event = self._advance(ticket, rows) if chunk.answers else None
+            if event is None:
+                continue
             events.append((ticket, event))
             if event.finish is not None:
                 with self._changed:

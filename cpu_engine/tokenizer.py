@@ -34,6 +34,8 @@ class Vocabulary(Protocol):
     """What the two kinds of tokenizer have in common."""
 
     size: int
+    special_ids: frozenset[int]
+    """Tokens that stand for no text of an answer: end of sequence, roles, masks."""
     strips_first_space: bool
     """The encoder put a space before the text, so the decoder takes one off the front."""
 
@@ -55,6 +57,7 @@ class Tokenizer:
         self.special_tokens = special_tokens
         """Name in tokenizer_config.json -> spelling, e.g. eos_token -> </s>; chat templates use them."""
         self.size = vocabulary.size
+        self.special_ids = vocabulary.special_ids
 
     @property
     def eos_token_id(self) -> int | None:
@@ -155,6 +158,7 @@ class _SentencePiece:
         ids = {text: self._model.piece_to_id(text) for text in specials}
         self._special = {text: token for text, token in ids.items() if token != unknown or self._model.id_to_piece(unknown) == text}
         self._shown = {token: text.encode() for text, token in self._special.items()}
+        self.special_ids = frozenset(self._shown)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
         self.strips_first_space = self._adds_space()
@@ -206,6 +210,7 @@ class _JsonTokenizer:
             raise _damaged(path, error) from error
         added = self._model.get_added_tokens_decoder()
         self._shown = {token: entry.content.encode() for token, entry in added.items()}
+        self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self.size: int = max(self._model.get_vocab_size(with_added_tokens=True), max(self._shown, default=-1) + 1)
         decoder = json.loads(text).get("decoder") or {}
         steps = {step.get("type"): step for step in decoder.get("decoders", [decoder])}

@@ -39,6 +39,7 @@ def test_a_whole_checkpoint_loads(tmp_path: Path) -> None:
     assert reader.max_model_len == 2048
     assert reader.eos_token_ids == {2}
     assert model.config.tied_head is True
+    reader.close()
 
 
 WHOLE = dict(tensors_of_config())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from tests import DEMO
 from tests.cpu_engine.checkpoints import VOCABULARY, write_overflowing
 
 MODEL, READER = load(DEMO, served_name=None, max_model_len=4096, threads=1, memory=None)
+atexit.register(READER.close)
 PATIENCE = 30.0
 
 
@@ -200,7 +202,8 @@ def test_a_model_that_raises_ends_every_sequence_with_an_error_and_says_so() -> 
 
 
 def test_logits_that_are_no_numbers_end_only_their_sequence(tmp_path: Path) -> None:
-    model, _ = load(write_overflowing(tmp_path), served_name=None, max_model_len=None, threads=1, memory=None)
+    model, reader = load(write_overflowing(tmp_path), served_name=None, max_model_len=None, threads=1, memory=None)
+    reader.close()
     with scheduler(model) as (made, outlet):
         sound, broken = made.submit([spec([5, 5], max_tokens=5), spec([7, 7], max_tokens=5)])
         answers = outlet.finish([sound, broken])
