@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-__all__ = ["Tensor", "damage", "holds_checkpoint", "read_json", "snapshot_folder", "tensors", "wanted", "weight_files"]
+__all__ = ["Tensor", "damage", "holds_checkpoint", "read_header", "read_json", "snapshot_folder", "tensors", "wanted", "weight_files"]
 
 _FORMATS = ("safetensors", "pdparams", "bin")
 """File endings of weights, the best first: FastDeploy maps the first, unpickles the others."""
@@ -39,6 +39,8 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    """Offset of its first byte in the file."""
     size: int
     """Bytes in the file."""
 
@@ -145,7 +147,7 @@ def _damage_of(path: Path) -> str:
     try:
         size = path.stat().st_size
         if path.suffix == ".safetensors":
-            expected = _header(path)[1]
+            expected = read_header(path)[1]
             return "" if size == expected else f"{path.name}: {size} bytes, expected {expected} by its header"
     except FileNotFoundError:
         return f"{path.name}: missing"
@@ -161,13 +163,18 @@ def tensors(path: Path) -> list[Tensor]:
         OSError: when the file cannot be read.
         ValueError: naming the file, when it is none.
     """
-    return _header(path)[0]
+    return read_header(path)[0]
 
 
-def _header(path: Path) -> tuple[list[Tensor], int]:
+def read_header(path: Path) -> tuple[list[Tensor], int]:
     """Return the tensors that the header of a safetensors file lists, and the size in bytes that it gives the file.
 
     The format: eight bytes of header length, a JSON header with the byte range of each tensor, then the bytes without holes.
+    A range that contradicts the shape is the caller's to find: only who reads the weights knows the width of their type.
+
+    Raises:
+        OSError: when the file cannot be read.
+        ValueError: naming the file, when it is none.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -177,17 +184,23 @@ def _header(path: Path) -> tuple[list[Tensor], int]:
         if not 2 <= length <= _LONGEST_HEADER:
             raise ValueError(f"{path.name}: not a safetensors file, or cut short within its first bytes")
         text = file.read(length)
-    found, end = [], 0
     try:
-        for name, about in json.loads(text).items():
-            if name == "__metadata__":
-                continue
+        entries = json.loads(text).items()
+    except (AttributeError, RecursionError, ValueError):
+        raise ValueError(f"{path.name}: its safetensors header is damaged or cut short: no JSON object") from None
+    found, end = [], 0
+    for name, about in entries:
+        if name == "__metadata__":
+            continue
+        try:
             first, last = (int(offset) for offset in about["data_offsets"])
             shape = tuple(int(extent) for extent in about["shape"])
-            found.append(Tensor(name=name, dtype=str(about["dtype"]), shape=shape, size=last - first))
-            end = max(end, last)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        raise ValueError(f"{path.name}: its safetensors header is damaged or cut short") from None
+            dtype = str(about["dtype"])
+        except (KeyError, OverflowError, TypeError, ValueError):
+            what = f"tensor {name} has no dtype, shape or data_offsets"
+            raise ValueError(f"{path.name}: its safetensors header is damaged: {what}") from None
+        found.append(Tensor(name=name, dtype=dtype, shape=shape, start=8 + length + first, size=last - first))
+        end = max(end, last)
     return found, 8 + length + end
 
 

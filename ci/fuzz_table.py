@@ -16,7 +16,7 @@ from typing import Any
 
 from handler.errors import EngineRejected, InvalidJob, to_openai
 from handler.fastdeploy.checks import check
-from handler.fastdeploy.rules import Rules
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.job import CHAT
 
 CASES = Path(__file__).parent.parent / "tests" / "handler" / "fastdeploy" / "data" / "fuzz.json"
@@ -53,7 +53,7 @@ def rows() -> Iterator[Row]:
 
 
 def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]) -> Row:
-    rules = Rules(release=release, served_name=SERVED, vocab_size=2048, max_model_len=4096, logprobs=False, vision=False)
+    rules = Rules(engine=CAPABILITIES[release], served_name=SERVED, vocab_size=2048, max_model_len=4096, logprobs=False, vision=False)
     try:
         checked = check(QUESTION | body, CHAT, rules)
     except InvalidJob as error:

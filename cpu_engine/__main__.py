@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpu_engine.cores import available_memory, free_cores
-from cpu_engine.refusals import Refusal
+from cpu_engine.refusals import StartupError
 
 if TYPE_CHECKING:
-    from cpu_engine.forward import Model
+    from cpu_engine.forward import Transformer
     from cpu_engine.request import RequestReader
 
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         listener = _bind(options.host, options.port)
         model, reader = _load(options, threads)
         asyncio.run(_serve(options, model, reader, listener, announce))
-    except Refusal as refusal:
+    except StartupError as refusal:
         sys.stderr.write(f"error: {refusal}\n")
         return 1
     except Exception as error:  # noqa: BLE001 - the last frame of the process: say it, then leave with a code
@@ -103,7 +103,9 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise Refusal(f"--host {host}", got=str(error.strerror), expected="an address of this machine", remedy="pass 127.0.0.1") from error
+        raise StartupError(
+            f"--host {host}", got=str(error.strerror), expected="an address of this machine", remedy="pass 127.0.0.1"
+        ) from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -113,16 +115,16 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _port_refusal(port: int, error: OSError) -> Refusal:
+def _port_refusal(port: int, error: OSError) -> StartupError:
     in_use = error.errno == errno.EADDRINUSE
-    return Refusal(
+    return StartupError(
         f"--port {port}",
         problem="address already in use" if in_use else f"cannot be bound ({error.strerror})",
         remedy="stop the process that listens there, or pass another port" if in_use else "pass another port",
     )
 
 
-def _load(options: argparse.Namespace, threads: int) -> tuple[Model, RequestReader]:
+def _load(options: argparse.Namespace, threads: int) -> tuple[Transformer, RequestReader]:
     """Read the checkpoint; the heavy imports happen here, after the threads are set."""
     from cpu_engine.checkpoint import load
 
@@ -136,11 +138,11 @@ def _load(options: argparse.Namespace, threads: int) -> tuple[Model, RequestRead
 
 
 async def _serve(
-    options: argparse.Namespace, model: Model, reader: RequestReader, listener: socket.socket, announce: Callable[[str], None]
+    options: argparse.Namespace, model: Transformer, reader: RequestReader, listener: socket.socket, announce: Callable[[str], None]
 ) -> None:
-    from cpu_engine.routes import Limits, Server
+    from cpu_engine.routes import Server, ServerLimits
 
-    limits = Limits(
+    limits = ServerLimits(
         slots=options.max_num_seqs,
         concurrency=options.max_concurrency,
         grace=float(options.timeout_graceful_shutdown),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from cpu_engine.refusals import Refusal
+from cpu_engine.refusals import StartupError
 
 JsonObject: TypeAlias = Mapping[str, object]
 
@@ -79,9 +79,9 @@ class SamplingDefaults:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """Read `directory`/config.json; raise Refusal naming the key that does not fit."""
+    """Read `directory`/config.json; raise StartupError naming the key that does not fit."""
     if not directory.is_dir():
-        raise Refusal(
+        raise StartupError(
             f"--model {directory}",
             got="a file" if directory.exists() else "no such directory",
             expected="a checkpoint directory",
@@ -92,7 +92,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def read_sampling_defaults(directory: Path, vocab_size: int) -> SamplingDefaults:
-    """Read `directory`/generation_config.json if it is there; raise Refusal on wrong types and ids outside the vocabulary."""
+    """Read `directory`/generation_config.json if it is there; raise StartupError on wrong types and ids outside the vocabulary."""
     path = directory / "generation_config.json"
     if not path.is_file():
         return SamplingDefaults()
@@ -109,20 +109,22 @@ def read_sampling_defaults(directory: Path, vocab_size: int) -> SamplingDefaults
 
 
 def read_json(path: Path) -> JsonObject:
-    """Return the JSON object in `path`; raise Refusal when it is missing, damaged or no object."""
+    """Return the JSON object in `path`; raise StartupError when it is missing, damaged or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Refusal(
+        raise StartupError(
             str(path),
             got=error.strerror or "an unreadable file",
             expected="a JSON file",
             remedy="download the checkpoint again",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise Refusal(str(path), got=f"bad JSON ({error})", expected="a JSON object", remedy="download the checkpoint again") from error
+        raise StartupError(
+            str(path), got=f"bad JSON ({error})", expected="a JSON object", remedy="download the checkpoint again"
+        ) from error
     if not isinstance(value, dict):
-        raise Refusal(str(path), got=type(value).__name__, expected="a JSON object", remedy="download the checkpoint again")
+        raise StartupError(str(path), got=type(value).__name__, expected="a JSON object", remedy="download the checkpoint again")
     return value
 
 
@@ -173,7 +175,7 @@ def _family(fields: _Fields) -> str:
         got += " (mixture of experts)"
     elif "vl" in name.lower() or "ConditionalGeneration" in name:
         got += " (vision)"
-    raise Refusal(f"{fields.source}: architectures", got=got, expected=_SUPPORTED, remedy=_USE_GPU)
+    raise StartupError(f"{fields.source}: architectures", got=got, expected=_SUPPORTED, remedy=_USE_GPU)
 
 
 def _refuse_unsupported(fields: _Fields) -> None:
@@ -239,20 +241,20 @@ def _says_torch_layout(raw: JsonObject) -> bool:
 
 
 class _Fields:
-    """Typed access to the keys of one JSON object; every failure is a Refusal naming file and key."""
+    """Typed access to the keys of one JSON object; every failure is a StartupError naming file and key."""
 
     def __init__(self, raw: JsonObject, source: str) -> None:
         self.raw = raw
         self.source = source
 
-    def wrong(self, key: str, expected: str) -> Refusal:
+    def wrong(self, key: str, expected: str) -> StartupError:
         """Return the refusal of a value of the wrong type or range."""
         got = "nothing" if key not in self.raw else _short(self.raw[key])
-        return Refusal(f"{self.source}: {key}", got=got, expected=expected, remedy="download the checkpoint again")
+        return StartupError(f"{self.source}: {key}", got=got, expected=expected, remedy="download the checkpoint again")
 
-    def unsupported(self, key: str, expected: str) -> Refusal:
+    def unsupported(self, key: str, expected: str) -> StartupError:
         """Return the refusal of a value that is right, but not for this engine."""
-        return Refusal(f"{self.source}: {key}", got=_short(self.raw.get(key)), expected=expected, remedy=_USE_GPU)
+        return StartupError(f"{self.source}: {key}", got=_short(self.raw.get(key)), expected=expected, remedy=_USE_GPU)
 
     def integer(self, key: str, *, default: int | None = None) -> int:
         value = self.raw.get(key)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cpu_engine.architecture import ModelConfig
 from cpu_engine.tensors import FloatArray
-from cpu_engine.weights import Layer, Linear, Weights
+from cpu_engine.weights import DecoderLayer, Linear, ModelWeights
 
 _CACHE_START = 256
 # Up to this many rows a matrix-vector product each beats one matrix product, which repacks the weights
@@ -57,17 +57,26 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """The next tokens of one sequence. `wants_logits` is False while more of its prompt is to come."""
+    """The next tokens of one sequence. `wants_logits` is False while more of its prompt is to come.
+
+    `every_row` asks for the logits after each token, not only after the last.
+    """
 
     cache: KVCache
     tokens: Sequence[int]
     wants_logits: bool = True
+    every_row: bool = False
+
+    @property
+    def answers(self) -> int:
+        """Return how many rows of logits it gets."""
+        return len(self.tokens) if self.every_row else int(self.wants_logits)
 
 
-class Model:
-    """Weights and the arithmetic over them."""
+class Transformer:
+    """The weights of one checkpoint and the arithmetic over them."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
         self.config = config
         self._weights = weights
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
@@ -78,7 +87,7 @@ class Model:
         return KVCache(self.config)
 
     def forward(self, chunks: Sequence[Chunk]) -> FloatArray:
-        """Feed every chunk to its cache; return logits [chunks that want them, vocab] of their last tokens.
+        """Feed every chunk to its cache; return logits [rows, vocab], of each chunk in turn its last `answers` rows.
 
         Raises IndexError for a token id outside the vocabulary.
         """
@@ -95,8 +104,8 @@ class Model:
                 rows = rows + self._mlp(layer, rows)
             for chunk in chunks:
                 chunk.cache.length += len(chunk.tokens)
-            last = [stop - 1 for stop, chunk in zip(starts[1:], chunks, strict=True) if chunk.wants_logits]
-            return self._head(_normalised(rows[last], self._weights.norm, self.config.norm_epsilon))
+            wanted = [row for stop, chunk in zip(starts[1:], chunks, strict=True) for row in range(stop - chunk.answers, stop)]
+            return self._head(_normalised(rows[wanted], self._weights.norm, self.config.norm_epsilon))
 
     def _rotation(self, chunks: Sequence[Chunk]) -> tuple[FloatArray, FloatArray]:
         """Return cosines and sines [rows, 1, head_dim / 2] of every new position."""
@@ -107,7 +116,7 @@ class Model:
     def _attention(
         self,
         number: int,
-        layer: Layer,
+        layer: DecoderLayer,
         rows: FloatArray,
         chunks: Sequence[Chunk],
         starts: npt.NDArray[np.int64],
@@ -146,7 +155,7 @@ class Model:
         turned[second] = b * cosines + a * sines
         return turned
 
-    def _mlp(self, layer: Layer, rows: FloatArray) -> FloatArray:
+    def _mlp(self, layer: DecoderLayer, rows: FloatArray) -> FloatArray:
         both = _project(_normalised(rows, layer.mlp_norm, self.config.norm_epsilon), layer.gate_up)
         gate, up = both[:, : self.config.intermediate_size], both[:, self.config.intermediate_size :]
         activated = np.float32(1.0) + np.exp(-gate)

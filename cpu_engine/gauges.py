@@ -1,4 +1,4 @@
-"""Counters of the server -> Prometheus text, under the names FastDeploy uses."""
+"""Counts of the server -> Prometheus text, under the names FastDeploy uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 @dataclass(slots=True)
-class Metrics:
+class Counters:
     """What is counted; only the thread of the event loop writes."""
 
     requests: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -19,7 +20,7 @@ class Fields:
 
     def wrong(self, name: str, expected: str) -> BadRequest:
         """Return the error for a field of the wrong type or range."""
-        got = repr(self.raw.get(name))
+        got = json.dumps(self.raw.get(name), ensure_ascii=False)
         got = got if len(got) <= 80 else got[:77] + "..."
         return BadRequest(f"{name}: got {got}, expected {expected}", param=name)
 
@@ -37,15 +38,17 @@ class Fields:
         value = self.optional_integer(name, low=low, high=high)
         return default if value is None else value
 
-    def optional_integer(self, name: str, *, low: int, high: int | None = None) -> int | None:
+    def optional_integer(self, name: str, *, low: int | None = None, high: int | None = None) -> int | None:
         """Return a whole number from `low` to `high`, None when left out."""
         value = self.raw.get(name)
         if value is None:
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            raise self.wrong(name, f"a whole number from {low}" + ("" if high is None else f" to {high}"))
+        within = isinstance(value, int) and (low is None or value >= low) and (high is None or value <= high)
+        if isinstance(value, bool) or not isinstance(value, int) or not within:
+            bounds = ("" if low is None else f" from {low}") + ("" if high is None else f" to {high}")
+            raise self.wrong(name, f"a whole number{bounds}")
         return value
 
     def number(self, name: str, default: float, *, low: float, high: float = math.inf) -> float:

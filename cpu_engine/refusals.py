@@ -1,14 +1,19 @@
-"""The two ways to say no: `Refusal` stops the start of the engine, `BadRequest` answers one caller.
+"""The two ways to say no: `StartupError` stops the start of the engine, `BadRequest` answers one caller.
 
 Exception
-|- Refusal      the operator's turn: directory, file, flag or machine does not fit
+|- StartupError      the operator's turn: directory, file, flag or machine does not fit
 `- BadRequest   the caller's turn: the body of one request does not fit
 """
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
 
-class Refusal(Exception):
+RequestKind: TypeAlias = Literal["chat", "completion"]
+"""Which of the two routes a request came to."""
+
+
+class StartupError(Exception):
     """The engine will not start; the text is one line: what, got, expected, what to do.
 
     `problem` replaces "got .., expected .." where a sentence says it better.

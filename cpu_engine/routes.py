@@ -19,24 +19,23 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from cpu_engine.forward import Model
-from cpu_engine.gauges import CONTENT_TYPE, Metrics
-from cpu_engine.refusals import BadRequest, error_body
-from cpu_engine.request import CHOICES_LIMIT, Kind, Request, RequestReader
+from cpu_engine.forward import Transformer
+from cpu_engine.gauges import CONTENT_TYPE, Counters
+from cpu_engine.refusals import BadRequest, RequestKind, error_body
+from cpu_engine.request import CHOICES_LIMIT, GenerationRequest, RequestReader
 from cpu_engine.response import Answer, encode, error_frame
 from cpu_engine.scheduler import Overloaded, Scheduler, Ticket
-from cpu_engine.sequence import Event
+from cpu_engine.sequence import TokenEvent
 
 # The worker takes 30 MiB and writes them anew in ASCII, where a character of two bytes takes six.
 _BODY_LIMIT = 96 << 20
-_LARGE_BODY = 64 << 10
 # How long a cut waits for handlers to notice, and for the step that is under way.
 _CUT_SECONDS = 5.0
 _SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """Bounds of the server: sequences in the model at once, requests at once, seconds of grace at the end."""
 
     slots: int
@@ -47,12 +46,12 @@ class Limits:
 class Server:
     """The HTTP face of one model."""
 
-    def __init__(self, model: Model, reader: RequestReader, *, name: str, root: str, limits: Limits) -> None:
+    def __init__(self, model: Transformer, reader: RequestReader, *, name: str, root: str, limits: ServerLimits) -> None:
         self._reader = reader
         self._name = name
         self._root = root
         self._limits = limits
-        self._metrics = Metrics()
+        self._metrics = Counters()
         self._created = int(time.time())
         self._busy: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
@@ -95,6 +94,7 @@ class Server:
         finally:
             await runner.cleanup()
             self._scheduler.close(_CUT_SECONDS)
+            self._reader.close()
         if self._failure is not None:
             raise self._failure
 
@@ -121,7 +121,7 @@ class Server:
         application.router.add_post("/v1/completions", partial(self._generate, "completion"))
         return application
 
-    def _dispatch(self, events: Sequence[tuple[Ticket, Event]]) -> None:
+    def _dispatch(self, events: Sequence[tuple[Ticket, TokenEvent]]) -> None:
         for ticket, event in events:
             self._metrics.generation_tokens += event.token is not None
             if ticket in self._inboxes:
@@ -145,7 +145,7 @@ class Server:
         permission |= {"organization": "*", "group": None, "is_blocking": False}
         return _json({"object": "list", "data": [model | {"permission": [permission]}]})
 
-    async def _generate(self, kind: Kind, http: web.Request) -> web.StreamResponse:
+    async def _generate(self, kind: RequestKind, http: web.Request) -> web.StreamResponse:
         if self._stopping:
             return _overloaded(503, "The server is shutting down")
         if len(self._busy) >= self._limits.concurrency:
@@ -164,10 +164,8 @@ class Server:
             except Overloaded:
                 return _overloaded(429, "Too many requests, too many sequences are waiting")
 
-    async def _read(self, kind: Kind, body: bytes) -> Request:
-        """Check a body; a large one takes as long to tokenise as others would have to wait for the loop."""
-        if len(body) < _LARGE_BODY:
-            return self._reader.read(kind, body)
+    async def _read(self, kind: RequestKind, body: bytes) -> GenerationRequest:
+        """Check a body, off the loop: to render, tokenise or compile what it holds takes as long as others would have to wait."""
         return await asyncio.to_thread(self._reader.read, kind, body)
 
     @contextmanager
@@ -184,7 +182,7 @@ class Server:
                 self._idle.set()
 
     @contextmanager
-    def _submitted(self, request: Request, arrived: float) -> Iterator[_Inbox]:
+    def _submitted(self, request: GenerationRequest, arrived: float) -> Iterator[_Inbox]:
         """Run the sequences of `request` for as long as the block lasts; what has not ended by then is aborted."""
         inbox = _Inbox(self._metrics, arrived)
         tickets = self._scheduler.submit(request.specs)
@@ -238,10 +236,10 @@ class _EngineError(Exception):
 class _Inbox:
     """The events of one request, as (index of the choice, event)."""
 
-    def __init__(self, metrics: Metrics, arrived: float) -> None:
+    def __init__(self, metrics: Counters, arrived: float) -> None:
         self._metrics = metrics
         self._arrived = arrived
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, TokenEvent]] = asyncio.Queue()
         self._answered = False
 
     @property
@@ -249,14 +247,14 @@ class _Inbox:
         """Return the seconds since the request arrived."""
         return time.perf_counter() - self._arrived
 
-    def put(self, index: int, event: Event) -> None:
+    def put(self, index: int, event: TokenEvent) -> None:
         """Add an event."""
         if not self._answered:
             self._answered = True
             self._metrics.first_token(self.elapsed)
         self._queue.put_nowait((index, event))
 
-    async def next(self) -> list[tuple[int, Event]]:
+    async def next(self) -> list[tuple[int, TokenEvent]]:
         """Wait for an event and return it with all that have come by then; raise _EngineError for an error."""
         batch = [await self._queue.get()]
         while not self._queue.empty():

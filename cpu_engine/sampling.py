@@ -1,14 +1,14 @@
 """One row of logits -> one token, by FastDeploy's rules and in its order.
 
-repetition penalty (prompt and answer), frequency and presence penalty (answer only), banned tokens,
+logit bias, repetition penalty (prompt and answer), frequency and presence penalty (answer only), banned tokens,
 temperature, min_p, top_k, top_p. Log-probabilities are of the raw logits, before all of these.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from cpu_engine.tensors import FloatArray
 _GREEDY_TEMPERATURE = 1e-5
 # Most of the mass of a trained model sits here; top_p looks further only where it does not.
 _FIRST_CANDIDATES = 256
+# OpenAI's number for a token that is out of the question; JSON has no infinity.
+_LEAST_LOGPROB = -9999.0
 
 
 class SamplingError(Exception):
@@ -40,6 +42,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens before anything else."""
     banned: Sequence[Sequence[int]] = ()
     """Token sequences that must not appear in the answer."""
     top_logprobs: int | None = None
@@ -52,7 +56,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ScoredToken:
     """The token, its log-probability (None unless asked for) and the most probable ones with theirs."""
 
     token: int
@@ -65,30 +69,36 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         self._params = params
+        self._biased = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
         self._random = default_rng(params.seed)
         self._prompt = np.unique(np.asarray(prompt, np.int64)) if params.repetition_penalty != 1.0 else None
         self._counts: Counter[int] = Counter()
         self._answer: list[int] = []
 
-    def choose(self, logits: FloatArray, forbidden: Collection[int] = ()) -> Choice:
-        """Choose from logits [vocab]; `forbidden` tokens are out of the question this time.
+    def choose(self, logits: FloatArray, forbidden: Collection[int] = (), allowed: npt.NDArray[np.bool_] | None = None) -> ScoredToken:
+        """Choose from logits [vocab]; this time `forbidden` tokens are out of the question, and all that are not `allowed` [vocab].
 
         Raises SamplingError. `logits` is left as it is.
         """
         if not np.isfinite(logits.max()):
             raise SamplingError("the model produced a logit that is no number")
-        scores = self._banned(self._penalised(logits), forbidden)
+        scores = self._banned(self._penalised(logits), forbidden, allowed)
         token = int(scores.argmax()) if self._params.greedy else self._draw(scores)
         self._answer.append(token)
         self._counts[token] += 1
-        return self._choice(logits, token)
+        count = self._params.top_logprobs
+        return ScoredToken(token=token, logprob=None, top=()) if count is None else score(logits, token, count)
 
     def _penalised(self, logits: FloatArray) -> FloatArray:
         params = self._params
         scores = logits
+        if len(self._biased):
+            scores = logits.copy()
+            scores[self._biased] += self._bias
         if self._prompt is not None:
             seen = np.union1d(self._prompt, np.fromiter(self._counts, np.int64, len(self._counts)))
-            scores = logits.copy()
+            scores = logits.copy() if scores is logits else scores
             values = scores[seen]
             penalty = np.float32(params.repetition_penalty)
             scores[seen] = np.where(values < 0, values * penalty, values / penalty)
@@ -99,7 +109,9 @@ class Sampler:
             scores[used] -= times * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
         return scores
 
-    def _banned(self, scores: FloatArray, forbidden: Collection[int]) -> FloatArray:
+    def _banned(self, scores: FloatArray, forbidden: Collection[int], allowed: npt.NDArray[np.bool_] | None) -> FloatArray:
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         out = set(forbidden)
         for sequence in self._params.banned:
             before = len(sequence) - 1
@@ -137,18 +149,19 @@ class Sampler:
         place = int(np.searchsorted(reached, self._random.random() * reached[-1], side="right"))
         return int(tokens[min(place, int(np.flatnonzero(weights)[-1]))])
 
-    def _choice(self, logits: FloatArray, token: int) -> Choice:
-        count = self._params.top_logprobs
-        if count is None:
-            return Choice(token=token, logprob=None, top=())
-        peak = logits.max()
-        total = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-        best = _most_probable(logits, count) if count else ()
-        return Choice(
-            token=token,
-            logprob=float(logits[token]) - total,
-            top=[(int(other), float(logits[other]) - total) for other in best],
-        )
+
+def score(logits: FloatArray, token: int, count: int) -> ScoredToken:
+    """Return the log-probability of `token` under raw logits [vocab], and the `count` most probable tokens with theirs.
+
+    Raises SamplingError when the logits are no numbers.
+    """
+    peak = logits.max()
+    if not np.isfinite(peak):
+        raise SamplingError("the model produced a logit that is no number")
+    total = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    best = _most_probable(logits, count) if count else ()
+    top = [(int(other), max(_LEAST_LOGPROB, float(logits[other]) - total)) for other in best]
+    return ScoredToken(token=token, logprob=max(_LEAST_LOGPROB, float(logits[token]) - total), top=top)
 
 
 def _most_probable(weights: FloatArray, count: int) -> npt.NDArray[np.int64]:

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
-from cpu_engine.forward import Chunk, Model
-from cpu_engine.sequence import Event, Sequence, SequenceSpec
+from cpu_engine.forward import Chunk, Transformer
+from cpu_engine.sequence import SequenceSpec, SequenceState, TokenEvent
 from cpu_engine.tensors import FloatArray
 from cpu_engine.tokenizer import Tokenizer
 
@@ -46,12 +46,12 @@ class Scheduler:
 
     def __init__(
         self,
-        model: Model,
+        model: Transformer,
         tokenizer: Tokenizer,
         *,
         slots: int,
         queue_limit: int,
-        deliver: Callable[[Items[tuple[Ticket, Event]]], None],
+        deliver: Callable[[Items[tuple[Ticket, TokenEvent]]], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._model = model
@@ -61,7 +61,7 @@ class Scheduler:
         self._deliver = deliver
         self._failed = failed
         self._waiting: deque[Ticket] = deque()
-        self._running: dict[Ticket, Sequence] = {}
+        self._running: dict[Ticket, SequenceState] = {}
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -131,23 +131,26 @@ class Scheduler:
 
     def _begin(self, ticket: Ticket) -> None:
         try:
-            self._running[ticket] = Sequence(ticket.spec, self._model.new_cache(), self._tokenizer)
+            self._running[ticket] = SequenceState(ticket.spec, self._model.new_cache(), self._tokenizer)
         except Exception as error:  # noqa: BLE001 - as in _advance
             self._deliver([(ticket, _failure(error))])
 
-    def _advance(self, ticket: Ticket, row: FloatArray) -> Event:
+    def _advance(self, ticket: Ticket, rows: FloatArray) -> TokenEvent | None:
         try:
-            return self._running[ticket].advance(row)
+            return self._running[ticket].advance(rows)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is of this sequence and must not end the others
             return _failure(error)
 
-    def _step(self) -> list[tuple[Ticket, Event]]:
+    def _step(self) -> list[tuple[Ticket, TokenEvent]]:
         chunks = self._chunks()
         logits = self._model.forward([chunk for _, chunk in chunks])
-        answering = [ticket for ticket, chunk in chunks if chunk.wants_logits]
-        events = []
-        for ticket, row in zip(answering, logits, strict=True):
-            event = self._advance(ticket, row)
+        events, first = [], 0
+        for ticket, chunk in chunks:
+            rows = logits[first : first + chunk.answers]
+            first += chunk.answers
+            event = self._advance(ticket, rows) if chunk.answers else None
+            if event is None:
+                continue
             events.append((ticket, event))
             if event.finish is not None:
                 with self._changed:
@@ -175,10 +178,10 @@ class Scheduler:
             self._running.clear()
             self._waiting.clear()
         message = f"the model failed: {type(error).__name__}"
-        self._deliver([(ticket, Event(text=message, token=None, finish="error")) for ticket in tickets])
+        self._deliver([(ticket, TokenEvent(text=message, token=None, finish="error")) for ticket in tickets])
         self._failed(error)
 
 
-def _failure(error: Exception) -> Event:
+def _failure(error: Exception) -> TokenEvent:
     traceback.print_exception(type(error), error, error.__traceback__)
-    return Event(text=f"the sequence failed: {type(error).__name__}", token=None, finish="error")
+    return TokenEvent(text=f"the sequence failed: {type(error).__name__}", token=None, finish="error")

@@ -1,87 +1,139 @@
-"""Messages -> prompt text, by the checkpoint's chat template (Jinja2, sandboxed), rendered as transformers does."""
+"""Messages -> prompt text, by a chat template (Jinja2, sandboxed), rendered exactly as transformers renders it.
+
+This runs in a process of its own (template_process.py): a template is a program of the checkpoint's author, and what it costs can be
+bounded there only. What is around a template, its names, filters, tags and white space, is that of transformers 5
+(`utils/chat_template_utils.py`); tests/data/templates.json holds what transformers makes of some.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
-from cpu_engine.architecture import JsonObject, read_json
-from cpu_engine.refusals import BadRequest, Refusal
+JsonObject: TypeAlias = Mapping[str, Any]
 
-_FILE = "chat_template.jinja"
+
+class TemplateFailure(Exception):
+    """A template cannot render a conversation; `place` is the field of a message that it read last, None if it read none."""
+
+    def __init__(self, said: str, place: str | None) -> None:
+        super().__init__(said)
+        self.place = place
 
 
 class ChatTemplate:
-    """The template of one checkpoint; None as source means it has none."""
+    """The templates of one checkpoint, by name; raises jinja2.TemplateError for one that does not parse."""
 
-    def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        environment = _environment()
         self._special_tokens = special_tokens
-        self._own = None if source is None else _environment().from_string(source)
+        self._templates = {name: environment.from_string(source) for name, source in sources.items()}
 
     def render(self, messages: Sequence[JsonObject], *, tools: object = None, arguments: JsonObject | None = None) -> str:
         """Return the prompt of `messages`; `arguments` (chat_template_kwargs) become the template's variables.
 
-        Raises BadRequest when there is no template or it cannot make sense of the messages.
+        Raises TemplateFailure.
         """
-        if self._own is None:
-            raise BadRequest("this checkpoint has no chat template: use /v1/completions", param="messages")
-        variables = {"add_generation_prompt": True, **self._special_tokens, **(arguments or {}), "messages": messages, "tools": tools}
+        template = self._templates.get("tool_use" if tools is not None else "default", self._templates["default"])
+        variables: dict[str, object] = {"documents": None, "add_generation_prompt": True, **self._special_tokens, **(arguments or {})}
+        read: list[_Read] = []
+        watched = [_Watched(_as_read(message), f"messages[{number}]", read) for number, message in enumerate(messages)]
         try:
-            return self._own.render(variables)
+            return template.render(variables | {"messages": watched, "tools": tools})
+        except MemoryError:
+            raise
         except Exception as error:
-            raise BadRequest(f"messages: the chat template failed: {type(error).__name__}: {error}", param="messages") from error
+            raise _failure(error, read) from error
 
 
-def read_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
-    """Read chat_template.jinja, else `chat_template` of tokenizer_config.json; raise Refusal if it does not parse."""
-    file = directory / _FILE
-    config_file = directory / "tokenizer_config.json"
-    source: object = None
-    where = str(file)
-    if file.is_file():
-        source = file.read_text(encoding="utf-8")
-    elif config_file.is_file():
-        where = f"{config_file}: chat_template"
-        source = _default(read_json(config_file).get("chat_template"))
-    if source is not None and not isinstance(source, str):
-        raise Refusal(where, got=type(source).__name__, expected="text", remedy="download the checkpoint again")
-    try:
-        return ChatTemplate(source, special_tokens)
-    except jinja2.TemplateError as error:
-        raise Refusal(where, got=f"{type(error).__name__} ({error})", expected="a Jinja template", remedy="correct the template") from error
+def _as_read(message: JsonObject) -> JsonObject:
+    """Return the message without what is null, and its thoughts under each name by which templates read them."""
+    given = {name: value for name, value in message.items() if value is not None}
+    thoughts = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
+    return given if thoughts is None else {"thinking": thoughts, **given, "reasoning_content": thoughts}
 
 
-def _default(value: object) -> object:
-    """Pick the template called `default` from the list form `[{"name":..., "template":...}]`."""
-    if not isinstance(value, list):
-        return value
-    named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-    return named.get("default")
+def _failure(error: Exception, read: Sequence[_Read]) -> TemplateFailure:
+    """Return what to tell of a failure: the template's own words, or the field that it read last and what stood there."""
+    if not read:
+        return TemplateFailure(f"says: {error}" if isinstance(error, _Raised) else "cannot render this conversation", None)
+    place, message, name = read[0]
+    said = f"cannot render {_KINDS.get(type(message[name]), 'a text')}" if name in message else "needs it, and it is missing"
+    return TemplateFailure(f"says: {error}" if isinstance(error, _Raised) else said, f"{place}.{name}")
+
+
+_KINDS = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+
+
+_Read: TypeAlias = tuple[str, Mapping[str, Any], str]
+"""Where a message stands, the message, and the field of it that was read."""
+
+
+class _Raised(jinja2.TemplateError):
+    """What a template says of a conversation itself, by `raise_exception`."""
+
+
+class _Watched(dict[str, Any]):
+    """A message that notes which field of it was read last."""
+
+    __slots__ = ("_place", "_read")
+
+    def __init__(self, message: JsonObject, place: str, read: list[_Read]) -> None:
+        super().__init__(message)
+        self._place, self._read = place, read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read[:] = [(self._place, self, name)]
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read[:] = [(self._place, self, name)]
+        return super().get(name, default)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, by which transformers marks what an assistant said; its content is rendered as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012 - the attribute and its type are Jinja's
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        # A scope of its own, as transformers' macro has: what is set inside is not seen outside.
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _environment() -> jinja2.Environment:
-    """Return the environment whose names and white space transformers gives chat templates."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now
     return environment
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
-    # Jinja's own filter escapes for HTML, which a prompt is not.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes for HTML, which a prompt is not. Names and order of the arguments are those that templates use.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    raise _Raised(message)
 
 
 def _now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
+    return datetime.now().strftime(pattern)  # noqa: DTZ005 - local time without a zone, as transformers tells it

@@ -1,15 +1,13 @@
-"""One safetensors file, mapped and checked against itself, whose tensors widen to float32.
+"""One safetensors file, mapped and checked against its header, whose tensors widen to float32.
 
-The format: eight bytes of header length, a JSON header naming dtype, shape and byte range of each tensor,
-then the bytes, without holes. A truncated or overwritten file therefore never agrees with its own header.
+The header gives the byte range of each tensor, and the ranges fill the file: a truncated or overwritten file
+does not agree with its own header.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +16,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cpu_engine.refusals import Refusal
+from checkpoint.files import Tensor, read_header
+from cpu_engine.refusals import StartupError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-_PREFIX_BYTES = 8
-# The reference implementation refuses longer headers; a random length field would otherwise be believed.
-_HEADER_LIMIT = 100_000_000
 # Widened piece by piece: one piece stays in the cache while it is converted, checked and transposed.
 _BLOCK_ELEMENTS = 1 << 18
 _DAMAGED = "the file is damaged or cut short: download it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class MappedTensor:
     """A tensor as it lies in its file. `values` is a view of the mapping: bf16 shows as its 16 bits."""
 
     name: str
@@ -51,7 +47,7 @@ class Tensor:
     def widen_into(self, target: FloatArray, *, transposed: bool = False) -> None:
         """Fill `target` with the values as float32 and give the file's pages back to the kernel.
 
-        `target` has the shape on disk, or its transpose when `transposed`. Raises Refusal when a value is
+        `target` has the shape on disk, or its transpose when `transposed`. Raises StartupError when a value is
         NaN or infinite: one such weight silences every answer.
         """
         source = self.values.reshape(1, -1) if self.values.ndim == 1 else self.values
@@ -82,72 +78,47 @@ class Tensor:
         first = self.start - self.start % mmap.PAGESIZE
         self.mapping.madvise(mmap.MADV_DONTNEED, first, self.start + self.values.nbytes - first)
 
-    def _not_finite(self) -> Refusal:
-        return Refusal(f"{self.file}: tensor {self.name}", got="a NaN or infinite weight", expected="finite weights", remedy=_DAMAGED)
+    def _not_finite(self) -> StartupError:
+        return StartupError(f"{self.file}: tensor {self.name}", got="a NaN or infinite weight", expected="finite weights", remedy=_DAMAGED)
 
 
-def read_tensors(path: Path) -> Iterator[Tensor]:
-    """Map `path` and yield its tensors; raise Refusal naming file and tensor when it contradicts itself."""
+def read_tensors(path: Path) -> Iterator[MappedTensor]:
+    """Map `path` and yield its tensors; raise StartupError naming file and tensor when it contradicts itself."""
     try:
+        tensors, expected = read_header(path)
         with path.open("rb") as file:
-            size = path.stat().st_size
-            prefix = file.read(_PREFIX_BYTES)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == _PREFIX_BYTES else 0
-            if not 2 <= length <= min(_HEADER_LIMIT, size - _PREFIX_BYTES):
-                raise _damaged(path, f"{size} bytes and a header of {length}", "a whole safetensors file")
-            header = file.read(length)
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise Refusal(
+        raise StartupError(
             str(path),
             got=error.strerror or "an unreadable file",
             expected="a safetensors file",
             remedy="download the checkpoint again",
         ) from error
-    base = _PREFIX_BYTES + length
-    end = base
-    for name, entry in _entries(path, header):
-        tensor, stop = _tensor(path, mapping, base, name, entry)
-        end = max(end, stop)
-        yield tensor
-    if end != size:
-        raise _damaged(path, f"{size} bytes", f"{end} bytes, as its header says")
+    except ValueError as error:
+        raise StartupError(str(path.parent), problem=str(error), remedy=_DAMAGED) from error
+    for tensor in tensors:
+        yield _mapped(path, mapping, tensor)
+    if len(mapping) != expected:
+        raise StartupError(str(path), got=f"{len(mapping)} bytes", expected=f"{expected} bytes, as its header says", remedy=_DAMAGED)
 
 
-def _entries(path: Path, header: bytes) -> list[tuple[str, object]]:
-    try:
-        entries = json.loads(header)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "a header that is no JSON", "a safetensors header") from error
-    if not isinstance(entries, dict):
-        raise _damaged(path, "a header that is no object", "a safetensors header")
-    return [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
-
-
-def _tensor(path: Path, mapping: mmap.mmap, base: int, name: str, entry: object) -> tuple[Tensor, int]:
-    """Return the tensor that `entry` describes, and the offset of its end in the file."""
-    thing = f"{path}: tensor {name}"
-    try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])  # type: ignore[index]
-        start, stop = (int(n) for n in entry["data_offsets"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refusal(thing, got="no dtype, shape or data_offsets", expected="all three", remedy=_DAMAGED) from error
-    if dtype not in _DTYPES:
-        raise Refusal(
+def _mapped(path: Path, mapping: mmap.mmap, tensor: Tensor) -> MappedTensor:
+    """Return `tensor` as a view of the mapping."""
+    thing = f"{path}: tensor {tensor.name}"
+    if tensor.dtype not in _DTYPES:
+        raise StartupError(
             thing,
-            got=f"dtype {dtype}",
+            got=f"dtype {tensor.dtype}",
             expected="BF16, F16 or F32",
             remedy="quantised weights are not supported on CPU: choose an unquantised checkpoint",
         )
-    needed = math.prod(shape) * _DTYPES[dtype].itemsize
-    if min(shape, default=1) < 1 or not 0 <= start <= stop or stop - start != needed:
-        raise Refusal(thing, got=f"shape {list(shape)} in bytes {start} to {stop}", expected=f"{needed} bytes", remedy=_DAMAGED)
-    if base + stop > len(mapping):
-        raise _damaged(path, f"{len(mapping)} bytes", f"at least {base + stop} for tensor {name}")
-    values = np.frombuffer(mapping, _DTYPES[dtype], math.prod(shape), base + start).reshape(shape)
-    tensor = Tensor(name=name, file=path, dtype=dtype, values=values, mapping=mapping, start=base + start)
-    return tensor, base + stop
-
-
-def _damaged(path: Path, got: str, expected: str) -> Refusal:
-    return Refusal(str(path), got=got, expected=expected, remedy=_DAMAGED)
+    needed = tensor.elements * _DTYPES[tensor.dtype].itemsize
+    end = tensor.start + tensor.size
+    if min(tensor.shape, default=1) < 1 or tensor.size != needed or tensor.start < 0:
+        got = f"shape {list(tensor.shape)} in bytes {tensor.start} to {end}"
+        raise StartupError(thing, got=got, expected=f"{needed} bytes", remedy=_DAMAGED)
+    if end > len(mapping):
+        raise StartupError(thing, got=f"a file of {len(mapping)} bytes", expected=f"at least {end}", remedy=_DAMAGED)
+    values = np.frombuffer(mapping, _DTYPES[tensor.dtype], tensor.elements, tensor.start).reshape(tensor.shape)
+    return MappedTensor(name=tensor.name, file=path, dtype=tensor.dtype, values=values, mapping=mapping, start=tensor.start)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cpu_engine.architecture import JsonObject, read_json
-from cpu_engine.refusals import Refusal
+from cpu_engine.refusals import StartupError
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -34,6 +34,8 @@ class Vocabulary(Protocol):
     """What the two kinds of tokenizer have in common."""
 
     size: int
+    special_ids: frozenset[int]
+    """Tokens that stand for no text of an answer: end of sequence, roles, masks."""
     strips_first_space: bool
     """The encoder put a space before the text, so the decoder takes one off the front."""
 
@@ -55,6 +57,7 @@ class Tokenizer:
         self.special_tokens = special_tokens
         """Name in tokenizer_config.json -> spelling, e.g. eos_token -> </s>; chat templates use them."""
         self.size = vocabulary.size
+        self.special_ids = vocabulary.special_ids
 
     @property
     def eos_token_id(self) -> int | None:
@@ -100,7 +103,7 @@ class Detokenizer:
 
 
 def read_tokenizer(directory: Path, *, prefer_sentencepiece: bool) -> Tokenizer:
-    """Read the tokenizer of a checkpoint; raise Refusal when there is none or it is damaged.
+    """Read the tokenizer of a checkpoint; raise StartupError when there is none or it is damaged.
 
     `prefer_sentencepiece` says which file wins where there are both: FastDeploy reads tokenizer.model for
     ERNIE and tokenizer.json for the others.
@@ -114,7 +117,7 @@ def read_tokenizer(directory: Path, *, prefer_sentencepiece: bool) -> Tokenizer:
         return Tokenizer(_SentencePiece(model_files[0], _spellings(config, special)), special)
     if json_file.is_file():
         return Tokenizer(_JsonTokenizer(json_file), special)
-    raise Refusal(
+    raise StartupError(
         str(directory),
         got="no tokenizer",
         expected=f"{_SENTENCEPIECE_FILES[0]} or {_JSON_FILE}",
@@ -155,6 +158,7 @@ class _SentencePiece:
         ids = {text: self._model.piece_to_id(text) for text in specials}
         self._special = {text: token for text, token in ids.items() if token != unknown or self._model.id_to_piece(unknown) == text}
         self._shown = {token: text.encode() for text, token in self._special.items()}
+        self.special_ids = frozenset(self._shown)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
         self.strips_first_space = self._adds_space()
@@ -206,12 +210,13 @@ class _JsonTokenizer:
             raise _damaged(path, error) from error
         added = self._model.get_added_tokens_decoder()
         self._shown = {token: entry.content.encode() for token, entry in added.items()}
+        self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self.size: int = max(self._model.get_vocab_size(with_added_tokens=True), max(self._shown, default=-1) + 1)
         decoder = json.loads(text).get("decoder") or {}
         steps = {step.get("type"): step for step in decoder.get("decoders", [decoder])}
         self._byte_level = "ByteLevel" in steps
         if not self._byte_level and not steps.keys() & {"ByteFallback", "Metaspace"}:
-            raise Refusal(
+            raise StartupError(
                 f"{path}: decoder",
                 got=" + ".join(map(str, steps)) or "none",
                 expected="ByteLevel, or ByteFallback with Replace",
@@ -249,6 +254,6 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-def _damaged(path: Path, error: Exception) -> Refusal:
+def _damaged(path: Path, error: Exception) -> StartupError:
     reason = str(error).strip().splitlines()
-    return Refusal(str(path), got=f"a damaged file ({reason[-1] if reason else error!r})", expected="a tokenizer", remedy=_AGAIN)
+    return StartupError(str(path), got=f"a damaged file ({reason[-1] if reason else error!r})", expected="a tokenizer", remedy=_AGAIN)

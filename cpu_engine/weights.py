@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cpu_engine.architecture import ModelConfig, read_json
-from cpu_engine.refusals import Refusal
-from cpu_engine.tensors import FloatArray, Tensor, read_tensors
+from cpu_engine.refusals import StartupError
+from cpu_engine.tensors import FloatArray, MappedTensor, read_tensors
 
 _INDEX = "model.safetensors.index.json"
 _FAMILY_PREFIX = re.compile(r"^(ernie|model|qwen2|qwen3|llama)\.")
@@ -34,7 +34,7 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class DecoderLayer:
     """One transformer block. `qkv` is q|k|v and `gate_up` is gate|up along the output."""
 
     attention_norm: FloatArray
@@ -48,20 +48,20 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
+class ModelWeights:
     """embedding [vocab, hidden]; head [hidden, vocab], a view of the embedding when tied."""
 
     embedding: FloatArray
-    layers: Sequence[Layer]
+    layers: Sequence[DecoderLayer]
     norm: FloatArray
     head: FloatArray
     tied: bool
 
 
-def load_weights(directory: Path, config: ModelConfig, threads: int) -> Weights:
+def load_weights(directory: Path, config: ModelConfig, threads: int) -> ModelWeights:
     """Read every safetensors file of `directory`, converting with `threads` threads.
 
-    Raises Refusal naming tensor and file when one is missing, left over, of the wrong shape or damaged.
+    Raises StartupError naming tensor and file when one is missing, left over, of the wrong shape or damaged.
     """
     tensors = {}
     for path in _files(directory):
@@ -82,7 +82,7 @@ def load_weights(directory: Path, config: ModelConfig, threads: int) -> Weights:
 def _files(directory: Path) -> list[Path]:
     pickled = sorted(directory.glob("*.pdparams"))
     if pickled:
-        raise Refusal(
+        raise StartupError(
             str(pickled[0]),
             got="a .pdparams file, which FastDeploy would read first",
             expected="*.safetensors only",
@@ -92,19 +92,19 @@ def _files(directory: Path) -> list[Path]:
     if not index.is_file():
         files = sorted(directory.glob("*.safetensors"))
         if not files:
-            raise Refusal(str(directory), got="no *.safetensors file", expected="the model's weights", remedy=_AGAIN)
+            raise StartupError(str(directory), got="no *.safetensors file", expected="the model's weights", remedy=_AGAIN)
         return files
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise Refusal(f"{index}: weight_map", got=type(weight_map).__name__, expected="tensor -> file", remedy=_AGAIN)
+        raise StartupError(f"{index}: weight_map", got=type(weight_map).__name__, expected="tensor -> file", remedy=_AGAIN)
     files = [directory / Path(name).name for name in sorted(set(weight_map.values()))]
     for path in files:
         if not path.is_file():
-            raise Refusal(str(path), got="no such file", expected=f"a shard named in {_INDEX}", remedy=_AGAIN)
+            raise StartupError(str(path), got="no such file", expected=f"a shard named in {_INDEX}", remedy=_AGAIN)
     return files
 
 
-def _torch_layout(tensors: dict[str, Tensor], config: ModelConfig) -> bool:
+def _torch_layout(tensors: dict[str, MappedTensor], config: ModelConfig) -> bool:
     """Say whether matrices are [out, in]: by the shape of down_proj, which is hardly ever square, else by config.json.
 
     FastDeploy 2.3 goes by config.json alone and misreads what transformers 5 saves.
@@ -119,14 +119,14 @@ def _torch_layout(tensors: dict[str, Tensor], config: ModelConfig) -> bool:
     return config.says_torch_layout
 
 
-def _assemble(loading: _Loading, config: ModelConfig, *, tied: bool) -> Weights:
+def _assemble(loading: _Loading, config: ModelConfig, *, tied: bool) -> ModelWeights:
     hidden, inner = config.hidden_size, config.intermediate_size
     query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
     layers = []
     for number in range(config.layers):
         at = f"layers.{number}."
         layers.append(
-            Layer(
+            DecoderLayer(
                 attention_norm=loading.vector(at + "input_layernorm.weight", hidden),
                 qkv=loading.linear(at + "self_attn.", "qkv_proj", {"q_proj": query, "k_proj": key, "v_proj": key}, hidden, config.qkv_bias),
                 q_norm=loading.vector(at + "self_attn.q_norm.weight", config.head_dim) if config.qk_norm else None,
@@ -140,14 +140,14 @@ def _assemble(loading: _Loading, config: ModelConfig, *, tied: bool) -> Weights:
     embedding = loading.embedding("embed_tokens.weight", config.vocab_size, hidden)
     norm = loading.vector("norm.weight", hidden)
     head = embedding.T if tied else loading.linear("", "lm_head", {}, hidden, False, config.vocab_size).weight
-    return Weights(embedding=embedding, layers=layers, norm=norm, head=head, tied=tied)
+    return ModelWeights(embedding=embedding, layers=layers, norm=norm, head=head, tied=tied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fill:
     """One piece of work: this tensor goes into that target."""
 
-    tensor: Tensor
+    tensor: MappedTensor
     target: FloatArray
     transposed: bool = False
 
@@ -157,7 +157,7 @@ class _Loading:
     """Takes tensors by name, checks their shapes, and notes what has to be copied where."""
 
     directory: Path
-    tensors: dict[str, Tensor]
+    tensors: dict[str, MappedTensor]
     torch_layout: bool = field(kw_only=True)
     fills: list[_Fill] = field(default_factory=list)
 
@@ -193,7 +193,7 @@ class _Loading:
     def refuse_left_over(self) -> None:
         """Refuse tensors that nothing asked for: the model is another one than config.json says."""
         for tensor in self.tensors.values():
-            raise Refusal(
+            raise StartupError(
                 f"{tensor.file}: tensor {tensor.name}",
                 got="a tensor this architecture does not have",
                 expected="only those that config.json implies",
@@ -205,12 +205,14 @@ class _Loading:
         with ThreadPoolExecutor(threads, thread_name_prefix="weights") as pool:
             _drain(pool.map(lambda fill: fill.tensor.widen_into(fill.target, transposed=fill.transposed), self.fills))
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _take(self, name: str, shape: tuple[int, ...]) -> MappedTensor:
         tensor = self.tensors.pop(name, None)
         if tensor is None:
-            raise Refusal(f"{self.directory}: tensor {name}", got="no such tensor in any file", expected=str(list(shape)), remedy=_AGAIN)
+            raise StartupError(
+                f"{self.directory}: tensor {name}", got="no such tensor in any file", expected=str(list(shape)), remedy=_AGAIN
+            )
         if tensor.shape != shape:
-            raise Refusal(
+            raise StartupError(
                 f"{tensor.file}: tensor {tensor.name}",
                 got=f"shape {list(tensor.shape)}",
                 expected=str(list(shape)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class CpuEngine:
     model: Path
     served_name: str
     settings: EngineSettings
+    put: Callable[[Request], Exchange]
+    """How a request is put to it; raises InvalidJob for one that it must not see."""
     name: str = "cpu"
     polls: bool = False
 
@@ -41,8 +43,8 @@ class CpuEngine:
         return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
     def exchange(self, request: Request) -> Exchange:
-        """Put it as it is."""
-        return Exchange(request)
+        """Return how to put a request to it; raises InvalidJob for one that it must not see."""
+        return self.put(request)
 
     def log_files(self) -> None:
         """Return None: it writes none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoint.find import Weights
 from checkpoint.unavailable import ModelUnavailable
@@ -13,8 +13,13 @@ from handler.engine import EngineKind
 from handler.errors import EngineFailedToStart, InvalidSettings
 from handler.fastdeploy.flags import variable_names
 from handler.fastdeploy.installed import installed_version
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.fastdeploy.start import FastDeployStart
 from handler.settings import Settings
+
+if TYPE_CHECKING:
+    from handler.exchange import Exchange
+    from handler.job import Request
 
 __all__ = ["Start", "choose_engine", "further_problems", "has_fastdeploy"]
 
@@ -80,4 +85,18 @@ class CpuStart:
         settings = self._settings
         if weights.directory is None:
             raise ModelUnavailable(f"MODEL_SOURCE={settings.model.origin}: the CPU engine downloads nothing, expected huggingface")
-        return CpuEngine(model=weights.directory, served_name=settings.model.served_name, settings=settings.engine)
+        rules = Rules(
+            engine=CAPABILITIES["cpu"],
+            served_name=settings.model.served_name,
+            aliases=frozenset({settings.model.source}),
+            guided_decoding=True,
+            max_tokens_limit=settings.requests.max_tokens_limit or None,
+            strict=settings.requests.strict,
+        )
+
+        def put(request: Request) -> Exchange:
+            from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
+
+            return dialect.exchange(request, rules, raw=settings.requests.raw)
+
+        return CpuEngine(model=weights.directory, served_name=rules.served_name, settings=settings.engine, put=put)

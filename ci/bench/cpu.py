@@ -138,12 +138,12 @@ def tensor_shapes() -> Iterator[tuple[str, list[int]]]:
 def measure_bare(directory: Path, threads: int, tokens: int) -> dict[str, Timing]:
     """Time one prompt, one decode step of one stream and one of eight, without a server."""
     from cpu_engine.architecture import read_config
-    from cpu_engine.forward import Chunk, Model
+    from cpu_engine.forward import Chunk, Transformer
     from cpu_engine.weights import load_weights
 
     config = read_config(directory)
     weights = load_weights(directory, config, threads)
-    model = Model(config, weights)
+    model = Transformer(config, weights)
     prompt = [3 + n % (config.vocab_size - 3) for n in range(PROMPT)]
     linears = [linear.weight for layer in weights.layers for linear in (layer.qkv, layer.attention_output, layer.gate_up, layer.down)]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ci.parity.reference import Floats, Reference
 from cpu_engine.architecture import read_config
-from cpu_engine.forward import Chunk, Model
+from cpu_engine.forward import Chunk, Transformer
 from cpu_engine.weights import load_weights
 
 TOLERANCE = 1e-4
@@ -38,13 +38,13 @@ class Agreement:
         return max(self.alone, self.batched) <= TOLERANCE and self.greedy_alone and self.greedy_batched
 
 
-def open_model(checkpoint: Path) -> Model:
+def open_model(checkpoint: Path) -> Transformer:
     """Read a checkpoint directory as the engine does."""
     config = read_config(checkpoint)
-    return Model(config, load_weights(checkpoint, config, threads=1))
+    return Transformer(config, load_weights(checkpoint, config, threads=1))
 
 
-def measure(model: Model, reference: Reference) -> Agreement:
+def measure(model: Transformer, reference: Reference) -> Agreement:
     """Answer every prompt of `reference` alone and together, and compare."""
     singles = [alone(model, prompt, len(ids)) for prompt, ids in zip(reference.prompts, reference.greedy, strict=True)]
     ids, ends, lasts = batched(model, reference.prompts, len(reference.greedy[0]))
@@ -67,7 +67,7 @@ def distance(one: Floats, other: Floats) -> float:
     return float(np.abs(one - other).max())
 
 
-def alone(model: Model, prompt: Sequence[int], count: int) -> tuple[tuple[int, ...], Floats]:
+def alone(model: Transformer, prompt: Sequence[int], count: int) -> tuple[tuple[int, ...], Floats]:
     """Feed one token at a time; give the `count` greedy ids and the logits after every token fed."""
     cache = model.new_cache()
     fed, seen = list(prompt), []
@@ -78,13 +78,13 @@ def alone(model: Model, prompt: Sequence[int], count: int) -> tuple[tuple[int, .
     return tuple(fed[len(prompt) : len(prompt) + count]), np.stack(seen)
 
 
-def prefixes(model: Model, prompt: Sequence[int]) -> Floats:
+def prefixes(model: Transformer, prompt: Sequence[int]) -> Floats:
     """Give the logits after each prefix, each fed in one piece to a cache of its own."""
     ends = range(1, len(prompt) + 1)
     return np.stack([model.forward([Chunk(cache=model.new_cache(), tokens=prompt[:end])])[0] for end in ends])
 
 
-def batched(model: Model, prompts: Sequence[Sequence[int]], count: int) -> tuple[tuple[tuple[int, ...], ...], Floats, Floats]:
+def batched(model: Transformer, prompts: Sequence[Sequence[int]], count: int) -> tuple[tuple[tuple[int, ...], ...], Floats, Floats]:
     """Run all prompts in one batch, prompt i joining at step i.
 
     Gives each one's greedy ids, its logits [prompts, vocab] after the prompt, and those after all `count` ids.

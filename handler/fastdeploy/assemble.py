@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from handler.errors import EngineDied, EngineRejected
+from handler.fastdeploy.rules import Rules
 from handler.job import CHAT, COMPLETIONS
 from handler.sse import data_of, is_done
 
@@ -25,8 +26,6 @@ DIFFERENCES = {
 }
 """What stays different, and why."""
 
-_WHOLE_ONLY = {"echo": "2.3", "include_draft_logprobs": "2.3", "prompt_logprobs": "2.4", "collect_metrics": "2.5"}
-"""With the release that each came with; to an older one it says nothing."""
 _JOINED = frozenset({"content", "reasoning_content", "text", "completion_tokens", "arguments"})
 _CHAT_MESSAGE = """role content multimodal_content reasoning_content tool_calls prompt_token_ids completion_token_ids prompt_tokens
 completion_tokens""".split()
@@ -34,12 +33,11 @@ _TEXT_CHOICE = """text prompt_token_ids completion_token_ids prompt_tokens compl
 finish_reason tool_calls""".split()
 
 
-def needs_whole(
-    body: Mapping[str, Any], path: str, *, tool_parser: bool = False, reasoning_parser: str | None = None, release: str = "2.6"
-) -> bool:
+def needs_whole(body: Mapping[str, Any], path: str, rules: Rules) -> bool:
     """Tell whether only the form without a stream holds all of the answer to a request that was not asked to stream.
 
-    - `echo`, `prompt_logprobs`, `include_draft_logprobs`, `collect_metrics`: no recording shows them in a stream.
+    - `echo`, `prompt_logprobs` and what else the engine's row names (`whole_only`): no recording shows them in a stream.
+    - `logprobs: 0` of a text completion: a stream of FastDeploy has none (measured on 2.3).
     - images and videos: how many of the prompt's tokens are theirs is told only there.
     - token ids of text completions: a stream tells them in a frame of its own, of which there is no recording.
     - tools and a tool parser: of a second call the stream loses id and name (recorded on 2.3).
@@ -47,14 +45,16 @@ def needs_whole(
 
     The last two do not hold for the parser `qwen3`: it fails on whole answers that were cut while thinking, which is worse.
     """
-    if path not in {CHAT, COMPLETIONS} or any(_asked(body, name) and release >= since for name, since in _WHOLE_ONLY.items()):
+    if path not in {CHAT, COMPLETIONS} or any(_asked(body, name) for name in rules.engine.whole_only):
         return True
-    if _has_media(body.get("messages")) or (path == COMPLETIONS and body.get("return_token_ids")):
+    if _has_media(body.get("messages")):
         return True
-    if reasoning_parser == "qwen3":
+    if path == COMPLETIONS and (body.get("return_token_ids") or (body.get("logprobs") == 0 and not rules.engine.streams_logprobs_of_0)):
+        return True
+    if rules.reasoning_parser == "qwen3":
         return False
     ids = _asked(body, "return_token_ids") or _asked(body, "logprobs")
-    return bool((tool_parser and body.get("tools")) or (ids and (tool_parser or reasoning_parser)))
+    return bool((rules.tool_parser and body.get("tools")) or (ids and (rules.tool_parser or rules.reasoning_parser)))
 
 
 def as_stream(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Put requests to FastDeploy, and read its answers, with everything that is known of it: checks before, assembly and repairs after."""
+"""Put a request to an engine that speaks FastDeploy's dialect, and read its answer: checks before, assembly and repairs after.
+
+FastDeploy and the CPU engine both stand behind it, so that what works on a laptop works on a GPU; what differs is in `rules`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def exchange(request: Request, rules: Rules, *, raw: bool) -> Exchange:
     """Return how to put `request`; `raw` leaves answers as the engine gives them.
 
     Raises:
-        InvalidJob: FastDeploy must not see this request.
+        InvalidJob: the engine must not see this request.
     """
     if request.body is None:
         return Exchange(request) if raw or request.path != _MODELS else _Models(request, rules.served_name)
@@ -39,7 +42,7 @@ def exchange(request: Request, rules: Rules, *, raw: bool) -> Exchange:
 
 
 class _Models(Exchange):
-    """The list of models, in which FastDeploy tells the directory of the weights: it has one model, and that has one name."""
+    """The list of models, in which the engine tells the directory of the weights: it has one model, and that has one name."""
 
     def __init__(self, request: Request, served_name: str) -> None:
         super().__init__(request)
@@ -56,16 +59,14 @@ class _Models(Exchange):
 class _Mended(Exchange):
     """A chat or text completion.
 
-    It is streamed from FastDeploy wherever that loses nothing: only a stream shows progress and can be aborted.
+    It is streamed from the engine wherever that loses nothing: only a stream shows progress and can be aborted.
     """
 
     def __init__(self, asked: dict[str, Any], request: Request, rules: Rules) -> None:
         body, hide_usage = request.body or {}, False
         if request.stream:
             body, hide_usage = with_usage(body, rules)
-        elif not needs_whole(
-            body, request.path, tool_parser=rules.tool_parser, reasoning_parser=rules.reasoning_parser, release=rules.release
-        ):
+        elif not needs_whole(body, request.path, rules):
             body = as_stream(body)
         super().__init__(replace(request, body=body, stream=bool(body.get("stream"))))
         facts = facts_of(asked, request.path, rules, hide_usage=hide_usage)
@@ -86,5 +87,5 @@ class _Mended(Exchange):
             self._assembler.feed(frame)
 
     def collected(self) -> Any:
-        """Return the answer that FastDeploy would have given without a stream."""
+        """Return the answer that the engine would have given without a stream."""
         return self._assembler.answer()

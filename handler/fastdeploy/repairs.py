@@ -24,7 +24,7 @@ RULES = {
     "model": "The model is named as the request named it; without --served-model-name the engine names the path of the weights.",
     "space": "The space that follows the JSON of the first chat frame of each choice goes.",
     "object": "Frames of text completions get their `object`, which the official client requires.",
-    "finish": "Frames of text completions get a `finish_reason` of null before the last, which OpenAI's schema requires.",
+    "finish": "Frames before the last of a choice get a `finish_reason` of null, which OpenAI's schema requires.",
     "entries": "An event with several pieces of one choice is put together to one piece; an event carries one choice.",
     "empty": "Frames without text, finish, ids or logprobs go: half of a character, a swallowed token.",
     "usage": "The usage comes once, last, for all choices; a text completion tells one after each choice.",
@@ -61,7 +61,7 @@ def facts_of(asked: Mapping[str, Any], path: str, rules: Rules, *, hide_usage: b
         path=path,
         model=name if isinstance(name, str) and name else rules.served_name,
         n=int(n) if isinstance(n, (int, float)) and n >= 1 else 1,
-        context=rules.max_model_len if rules.release == "2.3" else None,
+        context=None if rules.engine.says_cut else rules.max_model_len,
         hide_usage=hide_usage,
     )
 
@@ -69,7 +69,7 @@ def facts_of(asked: Mapping[str, Any], path: str, rules: Rules, *, hide_usage: b
 def with_usage(body: dict[str, Any], rules: Rules) -> tuple[dict[str, Any], bool]:
     """Return a streaming request that tells its usage where the rule `cut` needs it, and whether the usage is to be hidden again."""
     options = body.get("stream_options") or {}
-    if rules.release != "2.3" or rules.max_model_len is None or ("stream_options" in body and options.get("include_usage", True)):
+    if rules.engine.says_cut or rules.max_model_len is None or ("stream_options" in body and options.get("include_usage", True)):
         return body, False
     return body | {"stream_options": options | {"include_usage": True}}, True
 
@@ -106,10 +106,9 @@ class Repairer:
         if frame.endswith(b"} \n\n"):
             frame = frame[:-3] + b"\n\n"
             self.applied.add("space")
-        if not self._chat:
-            frame = self._complete_text(frame)
         if b'"choices":[],' in frame:
-            return self._usage(frame)
+            return self._usage(frame if self._chat else self._complete_text(frame))
+        frame = self._complete_chat(frame) if self._chat else self._complete_text(frame)
         if self._is_empty(frame):
             self.applied.add("empty")
             return []
@@ -141,6 +140,12 @@ class Repairer:
         if found and (asked := json.dumps(self._facts.model).encode()) != found[1] and json.loads(found[1]) != self._facts.model:
             self._rename = (found[0], b'"model":' + asked)
             self.applied.add("model")
+
+    def _complete_chat(self, frame: bytes) -> bytes:
+        if b'"finish_reason":' in frame:
+            return frame
+        self.applied.add("finish")
+        return frame.replace(b'"delta":', b'"finish_reason":null,"delta":')
 
     def _complete_text(self, frame: bytes) -> bytes:
         if b'"object":' not in frame:

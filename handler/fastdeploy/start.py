@@ -27,7 +27,7 @@ from handler.fastdeploy.flags import RELEASES, flag_table, to_argv
 from handler.fastdeploy.formats import format_problems
 from handler.fastdeploy.gpus import Gpu, image_findings, list_gpus, parse_architectures
 from handler.fastdeploy.installed import installed_version
-from handler.fastdeploy.rules import Rules
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.logs import Tail
 from handler.prestart import SERVER
 from handler.settings import EngineSettings, Settings
@@ -282,7 +282,7 @@ def _rules(settings: Settings, decision: Decision, config: Mapping[str, Any], re
     """Return what requests to this engine must keep to."""
     values = decision.values
     return Rules(
-        release=release,
+        engine=CAPABILITIES[release],
         served_name=settings.model.served_name,
         aliases=frozenset({settings.model.source}),
         vocab_size=language_part(config).get("vocab_size"),

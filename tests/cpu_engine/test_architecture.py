@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpu_engine.architecture import parse_config, read_config, read_sampling_defaults
-from cpu_engine.refusals import Refusal
+from cpu_engine.refusals import StartupError
 from tests import DEMO
 from tests.cpu_engine.checkpoints import CONFIG
 
@@ -65,7 +65,7 @@ def test_what_the_engine_cannot_compute_is_refused_by_name(key: str, value: obje
     if says is None:
         assert parse_config(raw, "config.json").rope_theta == 10000.0
         return
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(StartupError) as caught:
         parse_config(raw, "config.json")
     line = str(caught.value)
     assert says in line
@@ -84,7 +84,7 @@ def test_any_config_is_read_or_refused_and_nothing_else(changes: dict[str, objec
     """Rule: a start-up refusal is one line that names the file; no other exception leaves the reader."""
     try:
         config = parse_config({**CONFIG, **changes}, "config.json")
-    except Refusal as refusal:
+    except StartupError as refusal:
         assert str(refusal).startswith("config.json: ")
         assert len(str(refusal).splitlines()) == 1
     else:
@@ -120,17 +120,17 @@ def test_the_nested_rope_theta_of_transformers_5_is_read() -> None:
 )
 def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(Refusal, match=says):
+    with pytest.raises(StartupError, match=says):
         read_config(tmp_path)
 
 
 def test_a_missing_directory_a_file_and_a_missing_config_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="no such directory, expected a checkpoint directory"):
+    with pytest.raises(StartupError, match="no such directory, expected a checkpoint directory"):
         read_config(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(Refusal, match="got a file"):
+    with pytest.raises(StartupError, match="got a file"):
         read_config(tmp_path / "file")
-    with pytest.raises(Refusal, match=r"config\.json: got No such file"):
+    with pytest.raises(StartupError, match=r"config\.json: got No such file"):
         read_config(tmp_path)
 
 
@@ -141,7 +141,7 @@ def test_sampling_defaults_come_from_generation_config_else_from_fastdeploy(tmp_
     read = read_sampling_defaults(tmp_path, 3)
     assert (read.temperature, read.top_p, read.eos_token_ids) == (0.6, 0.95, frozenset({0, 2}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": "hot"}))
-    with pytest.raises(Refusal, match='temperature: got "hot", expected a number from 0'):
+    with pytest.raises(StartupError, match='temperature: got "hot", expected a number from 0'):
         read_sampling_defaults(tmp_path, 3)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cpu_engine.architecture import read_config
 from cpu_engine.checkpoint import load
-from cpu_engine.forward import Chunk, Model
-from cpu_engine.refusals import Refusal
+from cpu_engine.forward import Chunk, Transformer
+from cpu_engine.refusals import StartupError
 from cpu_engine.weights import load_weights
 from tests import DEMO
 from tests.cpu_engine.checkpoints import VOCABULARY, Tensors, tensors_of_config, write_checkpoint, write_raw, write_tensors
@@ -22,7 +22,7 @@ from tests.cpu_engine.checkpoints import VOCABULARY, Tensors, tensors_of_config,
 
 def refusal(folder: Path, *, max_model_len: int | None = None, memory: int | None = None) -> str:
     """Load a checkpoint that cannot be loaded; return the line it is refused with."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(StartupError) as caught:
         load(folder, served_name=None, max_model_len=max_model_len, threads=1, memory=memory)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -30,7 +30,7 @@ def refusal(folder: Path, *, max_model_len: int | None = None, memory: int | Non
 
 def logits(folder: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     config = read_config(folder)
-    model = Model(config, load_weights(folder, config, threads=1))
+    model = Transformer(config, load_weights(folder, config, threads=1))
     return model.forward([Chunk(cache=model.new_cache(), tokens=[5, 6, 7])])
 
 
@@ -39,6 +39,7 @@ def test_a_whole_checkpoint_loads(tmp_path: Path) -> None:
     assert reader.max_model_len == 2048
     assert reader.eos_token_ids == {2}
     assert model.config.tied_head is True
+    reader.close()
 
 
 WHOLE = dict(tensors_of_config())
@@ -53,25 +54,25 @@ def test_a_file_cut_at_any_byte_is_found(data: st.DataObject) -> None:
         file = directory / "model.safetensors"
         content = file.read_bytes()
         file.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-        with pytest.raises(Refusal, match=r"model\.safetensors.*(damaged|cut short)"):
+        with pytest.raises(StartupError, match=r"model\.safetensors.*(damaged|cut short)"):
             load_weights(directory, read_config(directory), threads=1)
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=100, deadline=None)
 def test_a_header_of_any_bytes_is_refused(header: bytes) -> None:
-    """Rule: nothing but Refusal leaves the reader, whatever stands in the file."""
+    """Rule: nothing but StartupError leaves the reader, whatever stands in the file."""
     with tempfile.TemporaryDirectory() as folder:
         directory = write_checkpoint(Path(folder), {}, tokenizer=False)
         write_raw(directory / "model.safetensors", header, b"")
-        with pytest.raises(Refusal):
+        with pytest.raises(StartupError):
             load_weights(directory, read_config(directory), threads=1)
 
 
-@pytest.mark.parametrize(("header", "says"), [(b"[]", "a header that is no object"), (b"{nope}", "a header that is no JSON")])
-def test_a_header_that_is_no_object_is_named(tmp_path: Path, header: bytes, says: str) -> None:
+@pytest.mark.parametrize("header", [b"[]", b"{nope}", b"[" * 100_000])
+def test_a_header_that_is_no_object_is_named(tmp_path: Path, header: bytes) -> None:
     write_raw(write_checkpoint(tmp_path) / "model.safetensors", header, b"")
-    assert says in refusal(tmp_path)
+    assert "model.safetensors: its safetensors header is damaged or cut short: no JSON object" in refusal(tmp_path)
 
 
 def test_bytes_after_the_last_tensor_are_found(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_where_every_matrix_of_the_mlp_is_square_config_json_tells_the_layout(tm
         ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "got dtype F8_E4M3, expected BF16, F16 or F32"),
         ({"dtype": "BF16", "shape": [4], "data_offsets": [0, 4]}, "expected 8 bytes"),
         ({"dtype": "BF16", "shape": [-2], "data_offsets": [0, 4]}, "shape [-2]"),
-        ({"dtype": "BF16", "shape": [2], "data_offsets": [4, 0]}, "bytes 4 to 0"),
+        ({"dtype": "BF16", "shape": [2], "data_offsets": [4, 0]}, "shape [2] in bytes "),
         ({"dtype": "BF16", "shape": [100], "data_offsets": [0, 200]}, "at least"),
         ({"dtype": "BF16", "shape": "x", "data_offsets": [0, 4]}, "no dtype, shape or data_offsets"),
         ({"dtype": "BF16"}, "no dtype, shape or data_offsets"),

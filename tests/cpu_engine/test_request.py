@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 from typing import Any
 
@@ -9,30 +10,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpu_engine import unsupported
 from cpu_engine.checkpoint import load
-from cpu_engine.refusals import BadRequest
-from cpu_engine.request import Kind, Request, RequestReader
+from cpu_engine.json_fields import Fields
+from cpu_engine.prompts import PromptReader
+from cpu_engine.refusals import BadRequest, RequestKind
+from cpu_engine.request import GenerationRequest, RequestReader
 from tests import DEMO
 from tests.cpu_engine.checkpoints import VOCABULARY
 
 _, READER = load(DEMO, served_name=None, max_model_len=200, threads=1, memory=None)
+atexit.register(READER.close)
 _, NAMED = load(DEMO, served_name="my-model", max_model_len=200, threads=1, memory=None)
+atexit.register(NAMED.close)
+
+
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-def read(kind: Kind = "chat", reader: RequestReader = READER, **fields: Any) -> Request:
+def read(kind: RequestKind = "chat", reader: RequestReader = READER, **fields: Any) -> GenerationRequest:
     standard = {"messages": HELLO} if kind == "chat" else {"prompt": "hi"}
     body = {key: value for key, value in {**standard, **fields}.items() if value != "<left out>"}
     return reader.read(kind, json.dumps(body).encode())
 
 
-def rejected(kind: Kind = "chat", reader: RequestReader = READER, **fields: Any) -> BadRequest:
+def rejected(kind: RequestKind = "chat", reader: RequestReader = READER, **fields: Any) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         read(kind, reader, **fields)
     return caught.value
 
 
-WRONG: list[tuple[Kind, dict[str, Any], str]] = [
+WRONG: list[tuple[RequestKind, dict[str, Any], str]] = [
     ("chat", {"messages": "<left out>"}, "messages"),
     ("chat", {"messages": None}, "messages"),
     ("chat", {"messages": []}, "messages"),
@@ -58,6 +66,19 @@ WRONG: list[tuple[Kind, dict[str, Any], str]] = [
     ("chat", {"temperature": True}, "temperature"),
     ("chat", {"temperature": -1}, "temperature"),
     ("chat", {"temperature": 1e300}, "temperature"),
+    ("chat", {"temperature": 9}, "temperature"),
+    ("chat", {"seed": 0.5}, "seed"),
+    ("chat", {"seed": True}, "seed"),
+    ("chat", {"stop": ["x" * 4097]}, "stop"),
+    ("chat", {"logit_bias": [1]}, "logit_bias"),
+    ("chat", {"logit_bias": {"abc": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"-1": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"\u0661": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {str(VOCABULARY): 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"5": 101}}, "logit_bias"),
+    ("chat", {"logit_bias": {"5": "1"}}, "logit_bias"),
+    ("chat", {"enable_thinking": "no"}, "enable_thinking"),
+    ("completion", {"max_tokens": 0}, "max_tokens"),
     ("chat", {"temperature": 10**400}, "temperature"),
     ("chat", {"top_p": 1.1}, "top_p"),
     ("chat", {"top_k": -2}, "top_k"),
@@ -67,7 +88,6 @@ WRONG: list[tuple[Kind, dict[str, Any], str]] = [
     ("chat", {"repetition_penalty": 1e-38}, "repetition_penalty"),
     ("chat", {"presence_penalty": 2.5}, "presence_penalty"),
     ("chat", {"frequency_penalty": -2.5}, "frequency_penalty"),
-    ("chat", {"seed": -1}, "seed"),
     ("chat", {"n": 0}, "n"),
     ("chat", {"n": -1}, "n"),
     ("chat", {"n": 129}, "n"),
@@ -79,7 +99,6 @@ WRONG: list[tuple[Kind, dict[str, Any], str]] = [
     ("chat", {"min_tokens": 199}, "messages"),
     ("chat", {"stop": [1]}, "stop"),
     ("chat", {"stop": ["a", "b", "c", "d", "e", "f"]}, "stop"),
-    ("chat", {"stop": ["one two three four five six seven eight nine ten"]}, "stop"),
     ("chat", {"stop_token_ids": [VOCABULARY]}, "stop_token_ids"),
     ("chat", {"stop_token_ids": 5}, "stop_token_ids"),
     ("chat", {"bad_words": "no"}, "bad_words"),
@@ -115,13 +134,12 @@ WRONG: list[tuple[Kind, dict[str, Any], str]] = [
     ("completion", {"prompt": ["hi"] * 100, "n": 3}, "n"),
     ("completion", {"prompt_token_ids": "5"}, "prompt_token_ids"),
     ("completion", {"logprobs": 21}, "logprobs"),
-    ("completion", {"logprobs": True}, "logprobs"),
     ("completion", {"echo": "yes"}, "echo"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "fields", "param"), WRONG, ids=[f"{kind}-{str(fields)[:50]}" for kind, fields, _ in WRONG])
-def test_what_does_not_fit_is_a_400_naming_the_field(kind: Kind, fields: dict[str, Any], param: str) -> None:
+def test_what_does_not_fit_is_a_400_naming_the_field(kind: RequestKind, fields: dict[str, Any], param: str) -> None:
     error = rejected(kind, **fields)
     assert (error.status, error.param) == (400, param)
     assert param in error.message or error.message == "Field required" or error.code == "context_length_exceeded"
@@ -157,7 +175,7 @@ NAMES = sorted({name for _, fields, _ in WRONG for name in fields} | {"best_of",
 
 @given(st.sampled_from(["chat", "completion"]), st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6))
 @settings(max_examples=400, deadline=None)
-def test_any_json_is_a_request_or_a_400(kind: Kind, fields: dict[str, Any]) -> None:
+def test_any_json_is_a_request_or_a_400(kind: RequestKind, fields: dict[str, Any]) -> None:
     """Rule: no body makes the reader raise anything but BadRequest, and what it accepts keeps its promises."""
     try:
         request = read(kind, **fields)
@@ -286,5 +304,108 @@ def test_usage_options_follow_fastdeploy() -> None:
     assert options(stream_options={"continuous_usage_stats": True}) == (True, True)
 
 
-def test_fields_that_fastdeploy_ignores_are_ignored() -> None:
-    assert read(logit_bias={"5": 1}, tool_choice="auto", metadata={"min_tokens": -1}, guided_json={}, user=None).specs
+def test_fields_that_ask_for_nothing_else_are_ignored() -> None:
+    idle: dict[str, Any] = {name: values[0] for name, values in unsupported._EVERYWHERE.items() if values}
+    assert read(tool_choice="auto", metadata={"min_tokens": -1}, user=None, service_tier="auto", **idle).specs
+    assert read("completion", suffix="", tools=[], **idle).specs
+    assert read(response_format={"type": "text"}, guided_json=None, suffix={}, functions=[], function_call="none").specs
+
+
+NOT_DONE: list[tuple[RequestKind, str, object]] = [
+    ("chat", "structural_tag", "{}"),
+    ("chat", "structured_outputs", {"json": {}}),
+    ("chat", "logits_processors_args", {"logit_bias": {"5": 1}}),
+    ("chat", "prompt_logprobs", 0),
+    ("completion", "prompt_logprobs", 1),
+    ("chat", "best_of", 2),
+    ("completion", "best_of", 2),
+    ("chat", "ignore_eos", True),
+    ("completion", "ignore_eos", True),
+    ("chat", "use_beam_search", True),
+    ("chat", "length_penalty", 0),
+    ("chat", "allowed_token_ids", []),
+    ("completion", "truncate_prompt_tokens", 0),
+    ("chat", "audio", {}),
+    ("chat", "modalities", ["text", "audio"]),
+    ("chat", "temp_scaled_logprobs", True),
+    ("chat", "include_draft_logprobs", True),
+    ("chat", "chat_template", ""),
+    ("chat", "add_generation_prompt", False),
+    ("chat", "continue_final_message", True),
+    ("chat", "documents", [{"text": "x"}]),
+    ("chat", "functions", [{"name": "f"}]),
+    ("chat", "function_call", {"name": "f"}),
+    ("chat", "completion_token_ids", [5]),
+    ("chat", "reasoning_max_tokens", 0),
+    ("chat", "echo", True),
+    ("chat", "suffix", "x"),
+    ("completion", "suffix", "x"),
+    ("chat", "response_format", {"type": "structural_tag"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), NOT_DONE)
+def test_what_is_asked_and_not_done_is_a_400_unsupported_value_that_names_the_field(kind: RequestKind, name: str, value: object) -> None:
+    fields: dict[str, Any] = {name: value}
+    error = rejected(kind, **fields)
+    assert (error.status, error.code, error.param) == (400, "unsupported_value", name)
+    assert error.message.startswith(f"{name}: ")
+
+
+def test_a_seed_of_minus_1_is_none_and_one_too_large_is_folded() -> None:
+    assert read(seed=-1).specs[0].sampling.seed is None
+    most = 922337203685477580
+    for seed, taken in ((0, 0), (most, most), (most + 1, 0), (2**64, 2**64 % (most + 1)), (-2, most - 1), (7.0, 7)):
+        assert read(seed=seed).specs[0].sampling.seed == taken
+
+
+def test_logprobs_of_a_text_completion_may_be_a_switch() -> None:
+    for switch, count in ((True, 1), (False, None), (0, 0), (3, 3), (None, None)):
+        assert read("completion", logprobs=switch).specs[0].sampling.top_logprobs == count
+
+
+@pytest.mark.parametrize("stop", ["<|endoftext|>", "!@#$%^&*()", "one two three four five six seven eight nine ten", "x" * 4096])
+def test_a_stop_string_is_not_bounded_by_the_size_of_the_vocabulary(stop: str) -> None:
+    assert read(stop=[stop]).specs[0].stop_strings == [stop]
+
+
+def test_logit_bias_is_read_by_token() -> None:
+    assert read(logit_bias={"5": 1, "07": -100.0}).specs[0].sampling.logit_bias == {5: 1.0, 7: -100.0}
+    assert read(logit_bias={}).specs[0].sampling.logit_bias == {}
+
+
+def test_only_a_prompt_that_is_echoed_may_be_all_of_the_answer() -> None:
+    spec = read("completion", prompt=[5] * 200, echo=True, max_tokens=0, logprobs=1).specs[0]
+    assert (spec.max_tokens, spec.scores_prompt) == (0, True)
+    assert not read("completion", echo=True).specs[0].scores_prompt
+    assert not read("completion", logprobs=1).specs[0].scores_prompt
+
+
+@pytest.mark.parametrize("said", [{}, {"content": None}, {"content": []}, {"content": ""}])
+@pytest.mark.parametrize("role", ["assistant", "tool", "user"])
+def test_content_that_is_null_or_missing_reads_as_the_empty_text(role: str, said: dict[str, Any]) -> None:
+    turns = [*HELLO, {"role": role, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}], **said}, *HELLO]
+    empty = [*HELLO, {"role": role, "content": ""}, *HELLO]
+    assert read(messages=turns).prompts == read(messages=empty).prompts
+    assert read(messages=turns, disable_chat_template=True).prompts == read(messages=empty, disable_chat_template=True).prompts
+
+
+def test_tools_are_not_told_to_a_model_that_must_not_call_them() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert WITH_TOOLS.chat(Fields({"messages": HELLO, "tools": tools}))[0].text == "1hi"
+    assert WITH_TOOLS.chat(Fields({"messages": HELLO, "tools": tools, "tool_choice": "none"}))[0].text == "0hi"
+    assert WITH_TOOLS.chat(Fields({"messages": HELLO, "enable_thinking": False}))[0].text == "0hiFalse"
+
+
+class _Counting:
+    """Shows what a template is given, in its place."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+    def render(self, messages: Any, *, tools: Any = None, arguments: Any = None) -> str:
+        thinks = (arguments or {}).get("enable_thinking", "")
+        return f"{len(tools or [])}{messages[-1]['content']}{thinks}"
+
+
+WITH_TOOLS = PromptReader(tokenizer=READER.tokenizer, template=_Counting(), vocab_size=VOCABULARY)

@@ -74,15 +74,24 @@ def test_an_answer_has_the_fields_of_the_recording_in_their_order(
     assert recorded.shape(reply.json) == recorded.shape(recorded.values(name)[0])
 
 
-def test_the_top_logprobs_of_a_completion_are_the_asked_number_of_spellings(engine: Engine) -> None:
+def test_logprobs_of_a_completion_have_the_fields_of_the_recording_and_the_offsets_that_it_lacks(engine: Engine) -> None:
     ours = ask(engine, "completions", {"logprobs": 2}).json
     theirs = recorded.values("c_cmpl_logprobs")[0]
     for value in (ours, theirs):
-        logprobs = value["choices"][0]["logprobs"]
-        assert list(logprobs) == ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
-        assert all(len(top) == 2 for top in logprobs["top_logprobs"])
+        assert list(value["choices"][0]["logprobs"]) == ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
     ours_rest, theirs_rest = ({**value, "choices": [{**value["choices"][0], "logprobs": {}}]} for value in (ours, theirs))
     assert recorded.shape(ours_rest) == recorded.shape(theirs_rest)
+
+
+def keys(value: object) -> set[str]:
+    """Every key of a JSON value, with the path to it."""
+    if isinstance(value, dict):
+        return set(value) | {f"{name}.{inner}" for name, item in value.items() for inner in keys(item)}
+    return {inner for item in value for inner in keys(item)} if isinstance(value, list) else set()
+
+
+ADDED = {"object", "choices.finish_reason", "choices.logprobs", "choices.logprobs.refusal", "choices.logprobs.text_offset"}
+"""What OpenAI's schema has and a recorded frame of FastDeploy 2.3 lacks."""
 
 
 @pytest.mark.parametrize(
@@ -101,14 +110,19 @@ def test_the_top_logprobs_of_a_completion_are_the_asked_number_of_spellings(engi
         ("base_cmpl_stream_continuous", "completions", {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
     ],
 )
-def test_a_stream_has_the_frames_of_the_recording(engine: Engine, name: str, path: str, body: dict[str, Any]) -> None:
+def test_a_stream_has_the_frames_of_the_recording_and_what_openais_schema_requires_of_each(
+    engine: Engine, name: str, path: str, body: dict[str, Any]
+) -> None:
     reply = ask(engine, path, {**body, "stream": True})
     assert reply.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-    theirs = recorded.frames(name)
-    assert reply.frames[-1] == theirs[-1] == b"data: [DONE]"
-    assert recorded.shapes(reply.events) == recorded.shapes(recorded.values(name))
-    # The blank after each choice's first chat frame, and nowhere else.
-    assert sum(frame.endswith(b" ") for frame in reply.frames) == sum(frame.endswith(b" ") for frame in theirs)
+    theirs = recorded.values(name)
+    assert reply.frames[-1] == b"data: [DONE]"
+    assert not any(frame.endswith(b" ") for frame in reply.frames)
+    for ours, recording in ((reply.events[0], theirs[0]), (reply.events[-1], theirs[-1]), (reply.events[-3], theirs[-3])):
+        assert keys(recording) <= keys(ours) <= keys(recording) | ADDED
+    for event in reply.events:
+        assert event["object"] == ("chat.completion.chunk" if path.startswith("chat") else "text_completion")
+        assert all("finish_reason" in choice and "logprobs" in choice for choice in event["choices"])
 
 
 def test_continuous_usage_counts_up_in_every_chunk(engine: Engine) -> None:
@@ -142,7 +156,7 @@ def test_the_demo_answers_and_greedy_answers_repeat(engine: Engine) -> None:
 
 
 def test_a_seed_repeats_and_choices_differ(engine: Engine) -> None:
-    body: dict[str, Any] = {"temperature": 3.0, "top_p": 1.0, "seed": 5, "n": 3, "max_tokens": 12}
+    body: dict[str, Any] = {"temperature": 2.0, "top_p": 1.0, "seed": 5, "n": 3, "max_tokens": 12}
     one, two = engine.chat(**body).json["choices"], engine.chat(**body).json["choices"]
     assert one == two
     assert len({json.dumps(choice["message"]) for choice in one}) > 1
@@ -191,6 +205,101 @@ def test_eight_requests_at_once_answer_as_one_does_alone(engine: Engine) -> None
     for thread in threads:
         thread.join()
     assert [together[question] for question in questions] == alone
+
+
+# Scores: `logprobs` of text completions, of the prompt too where it is echoed.
+
+SCORED = "What is FastDeploy? \u4f60\u597d"
+
+
+def test_logprobs_0_hold_the_chosen_token_and_text_offsets_cut_the_text_into_tokens(engine: Engine) -> None:
+    for stream in (False, True):
+        for logprobs in (0, 2, True):
+            reply = engine.complete(logprobs=logprobs, max_tokens=8, stream=stream)
+            told = joined(reply)
+            whole = text(reply)
+            assert len(told["tokens"]) == 8
+            for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+                assert top[token] == logprob <= 0
+                assert max(1, int(logprobs)) <= len(top) <= int(logprobs) + 1
+            ends = [*told["text_offset"][1:], len(whole)]
+            assert [whole[a:b] for a, b in zip(told["text_offset"], ends, strict=True)] == told["tokens"]
+
+
+def joined(reply: Reply) -> dict[str, list[Any]]:
+    """The logprobs of choice 0, streamed or not."""
+    parts = [
+        choice["logprobs"] for event in (reply.events if reply.body.startswith(b"data: ") else [reply.json]) for choice in event["choices"]
+    ]
+    return {name: [item for part in parts for item in part[name]] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", [SCORED, [30, 31, 32, 33]], ids=["text", "ids"])
+def test_echo_with_logprobs_scores_the_prompt_first_and_its_first_token_is_null(engine: Engine, prompt: object, stream: bool) -> None:
+    told = joined(engine.complete(prompt, echo=True, logprobs=1, max_tokens=3, min_tokens=3, stream=stream))
+    alone = joined(engine.complete(prompt, echo=True, logprobs=1, max_tokens=0, stream=stream))
+    answer = joined(engine.complete(prompt, logprobs=1, max_tokens=3, min_tokens=3, stream=stream))
+    count = len(told["tokens"]) - 3
+    assert (told["token_logprobs"][0], told["top_logprobs"][0], told["text_offset"][0]) == (None, None, 0)
+    assert all(logprob <= 0 for logprob in told["token_logprobs"][1:])
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        assert told[name][count:] == answer[name]
+        assert told[name][:count] == alone[name]
+    assert told["text_offset"] == sorted(told["text_offset"])
+
+
+def test_a_score_is_what_the_model_gives_each_token_after_those_before_it(engine: Engine) -> None:
+    """Rule: the prompt's log-probabilities are those that the same tokens have when they are generated."""
+    answer = joined(engine.complete(SCORED, logprobs=3, max_tokens=6, min_tokens=6))
+    ids = engine.complete(SCORED, max_tokens=6, min_tokens=6, return_token_ids=True).json["choices"][0]
+    scored = joined(engine.complete(ids["prompt_token_ids"] + ids["completion_token_ids"], echo=True, logprobs=3, max_tokens=0))
+    assert scored["tokens"][-6:] == answer["tokens"]
+    assert scored["token_logprobs"][-6:] == pytest.approx(answer["token_logprobs"], abs=1e-3)
+
+
+def test_a_harness_that_scores_continuations_tells_the_likely_from_the_unlikely(engine: Engine) -> None:
+    """What lm-eval reads: the sum over the continuation's tokens, and whether each was the most probable one."""
+
+    def score(context: list[int], continuation: list[int]) -> tuple[float, bool]:
+        told = joined(engine.complete(context + continuation, echo=True, logprobs=1, max_tokens=1))
+        span = slice(len(context), -1)
+        pairs = zip(told["tokens"][span], told["top_logprobs"][span], strict=True)
+        greedy = all(token == max(top, key=top.__getitem__) for token, top in pairs)
+        return sum(told["token_logprobs"][span]), greedy
+
+    asked = "<|begin_of_sentence|>User: What is FastDeploy?\nAssistant: "
+    best = engine.complete(asked, max_tokens=8, return_token_ids=True).json["choices"][0]
+    other = engine.complete("zzz qqq xx", max_tokens=1, return_token_ids=True).json["choices"][0]
+    likely = score(best["prompt_token_ids"], best["completion_token_ids"])
+    unlikely = score(best["prompt_token_ids"], other["prompt_token_ids"])
+    assert likely[1]
+    assert not unlikely[1]
+    assert likely[0] > unlikely[0] + 10
+
+
+def test_an_echo_of_nothing_more_is_the_prompt(engine: Engine) -> None:
+    reply = engine.complete(SCORED, echo=True, max_tokens=0)
+    choice = reply.json["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["logprobs"]) == (SCORED, "length", None)
+    assert reply.json["usage"]["completion_tokens"] == 0
+    (event,) = engine.complete(SCORED, echo=True, max_tokens=0, stream=True).events
+    assert (event["choices"][0]["text"], event["choices"][0]["finish_reason"]) == (SCORED, "length")
+    assert engine.complete(SCORED, max_tokens=0).error["param"] == "max_tokens"
+
+
+def test_logit_bias_bans_and_prefers_tokens(engine: Engine) -> None:
+    first = engine.complete(max_tokens=1, return_token_ids=True).json["choices"][0]["completion_token_ids"][0]
+    other = 30
+    ids = [
+        engine.complete(max_tokens=1, return_token_ids=True, logit_bias=bias, temperature=temperature).json["choices"][0][
+            "completion_token_ids"
+        ]
+        for bias in ({str(other): 100}, {str(first): -100, str(other): 99})
+        for temperature in (0, 1)
+    ]
+    assert ids == [[other]] * 4
+    assert engine.complete(max_tokens=1, logit_bias={"abc": 1}).error["param"] == "logit_bias"
 
 
 # The official client.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpu_engine.checkpoint import load
-from cpu_engine.forward import Chunk, Model
+from cpu_engine.forward import Chunk, Transformer
 from cpu_engine.sampling import SamplingParams
 from cpu_engine.scheduler import Overloaded, Scheduler, Ticket
-from cpu_engine.sequence import Event, SequenceSpec
+from cpu_engine.sequence import SequenceSpec, TokenEvent
 from tests import DEMO
 from tests.cpu_engine.checkpoints import VOCABULARY, write_overflowing
 
 MODEL, READER = load(DEMO, served_name=None, max_model_len=4096, threads=1, memory=None)
+atexit.register(READER.close)
 PATIENCE = 30.0
 
 
@@ -30,16 +32,16 @@ class Outlet:
     """Collects what a scheduler delivers, and lets a test wait for it."""
 
     def __init__(self) -> None:
-        self.steps: queue.Queue[Sequence[tuple[Ticket, Event]]] = queue.Queue()
+        self.steps: queue.Queue[Sequence[tuple[Ticket, TokenEvent]]] = queue.Queue()
         self.failures: queue.Queue[Exception] = queue.Queue()
-        self.events: dict[Ticket, list[Event]] = defaultdict(list)
+        self.events: dict[Ticket, list[TokenEvent]] = defaultdict(list)
 
     def wait(self) -> None:
         """Take the events of one step."""
         for ticket, event in self.steps.get(timeout=PATIENCE):
             self.events[ticket].append(event)
 
-    def finish(self, tickets: Sequence[Ticket]) -> list[list[Event]]:
+    def finish(self, tickets: Sequence[Ticket]) -> list[list[TokenEvent]]:
         """Wait until every ticket has its finish reason; return the events of each."""
         while not all(self.events[ticket] and self.events[ticket][-1].finish for ticket in tickets):
             self.wait()
@@ -47,7 +49,7 @@ class Outlet:
 
 
 @contextmanager
-def scheduler(model: Model = MODEL, *, slots: int = 8, queue_limit: int = 100) -> Iterator[tuple[Scheduler, Outlet]]:
+def scheduler(model: Transformer = MODEL, *, slots: int = 8, queue_limit: int = 100) -> Iterator[tuple[Scheduler, Outlet]]:
     outlet = Outlet()
     made = Scheduler(model, READER.tokenizer, slots=slots, queue_limit=queue_limit, deliver=outlet.steps.put, failed=outlet.failures.put)
     made.start()
@@ -71,11 +73,11 @@ def spec(prompt: str | Sequence[int] = "User: hi\nAssistant: ", **changes: Any) 
     return SequenceSpec(**{**values, **changes})
 
 
-def text(events: Sequence[Event]) -> str:
+def text(events: Sequence[TokenEvent]) -> str:
     return "".join(event.text for event in events)
 
 
-def alone(one: SequenceSpec) -> list[Event]:
+def alone(one: SequenceSpec) -> list[TokenEvent]:
     with scheduler() as (made, outlet):
         return outlet.finish(made.submit([one]))[0]
 
@@ -200,7 +202,8 @@ def test_a_model_that_raises_ends_every_sequence_with_an_error_and_says_so() -> 
 
 
 def test_logits_that_are_no_numbers_end_only_their_sequence(tmp_path: Path) -> None:
-    model, _ = load(write_overflowing(tmp_path), served_name=None, max_model_len=None, threads=1, memory=None)
+    model, reader = load(write_overflowing(tmp_path), served_name=None, max_model_len=None, threads=1, memory=None)
+    reader.close()
     with scheduler(model) as (made, outlet):
         sound, broken = made.submit([spec([5, 5], max_tokens=5), spec([7, 7], max_tokens=5)])
         answers = outlet.finish([sound, broken])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from cpu_engine.refusals import Refusal
+from cpu_engine.refusals import StartupError
 from cpu_engine.tokenizer import Tokenizer, read_tokenizer
 from tests import DEMO
 from tests.cpu_engine.checkpoints import VOCABULARY
@@ -158,7 +158,7 @@ def test_additional_special_tokens_are_cut_out_of_the_text(tmp_path: Path) -> No
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00\x01 nonsense", b'{"model": 1}'])
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Refusal, match=rf"{name}: got a damaged file \(.*\), expected a tokenizer"):
+    with pytest.raises(StartupError, match=rf"{name}: got a damaged file \(.*\), expected a tokenizer"):
         read_tokenizer(tmp_path, prefer_sentencepiece=True)
 
 
@@ -166,5 +166,5 @@ def test_a_tokenizer_whose_decoder_is_unknown_is_refused(tmp_path: Path) -> None
     raw = json.loads((DEMO / "tokenizer.json").read_text())
     raw["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(Refusal, match="decoder: got WordPiece, expected ByteLevel, or ByteFallback"):
+    with pytest.raises(StartupError, match="decoder: got WordPiece, expected ByteLevel, or ByteFallback"):
         read_tokenizer(tmp_path, prefer_sentencepiece=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from handler.errors import EngineDied, EngineRejected
 from handler.fastdeploy.assemble import DIFFERENCES, Assembler, as_stream, needs_whole
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.job import CHAT, COMPLETIONS
 from tests.handler.fastdeploy.recorded import STREAMS, TWINS, Exchange, named
 from tests.strategies import SETTINGS
@@ -17,6 +18,10 @@ from tests.twins.replay.recordings import RELEASES
 # White space around thoughts: the parser qwen3 on a text with </think> and without <think>.
 SPACED = {f"{release}-{case}_stream" for release in RELEASES for case in ("b_think_implicit", "b_think_tool")}
 PARSED_TOOLS = {f"{release}-{case}_stream" for release in RELEASES for case in ("x1_tool1", "x1_tool2")}
+
+
+def rules(release: str = "2.6", **known: Any) -> Rules:
+    return Rules(engine=CAPABILITIES[release], served_name="m", **known)
 
 
 def comparable(answer: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +65,8 @@ def test_white_space_around_thoughts_is_the_only_difference_of_a_text_without_an
 @pytest.mark.parametrize(("stream", "whole"), [twins for twins in TWINS if str(twins[0]) in PARSED_TOOLS], ids=str)
 def test_a_stream_of_parsed_tool_calls_is_not_the_whole_answer_and_such_a_request_is_sent_whole(stream: Exchange, whole: Exchange) -> None:
     assert assembled(stream, whole) != comparable(whole.answer())
-    assert needs_whole(whole.request, whole.path, tool_parser=True, reasoning_parser="ernie-x1")
-    assert not needs_whole(whole.request, whole.path, tool_parser=False)
+    assert needs_whole(whole.request, whole.path, rules(tool_parser=True, reasoning_parser="ernie-x1"))
+    assert not needs_whole(whole.request, whole.path, rules())
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -142,18 +147,18 @@ def test_an_error_in_a_stream_is_the_engines_error_and_garbage_a_502() -> None:
     ],
 )
 def test_what_only_the_whole_answer_tells_is_asked_for_whole(fields: dict[str, Any]) -> None:
-    assert needs_whole(fields, CHAT)
-    assert needs_whole(fields, COMPLETIONS)
+    assert needs_whole(fields, CHAT, rules())
+    assert needs_whole(fields, COMPLETIONS, rules())
 
 
 def test_everything_else_is_streamed_even_where_the_whole_form_fails() -> None:
     plain = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "n": 2, "logprobs": True, "echo": False}
-    assert not needs_whole(plain, CHAT)
-    assert not needs_whole({"prompt": "a", "logprobs": 2}, COMPLETIONS)
-    assert not needs_whole(plain | {"tools": [{}]}, CHAT, tool_parser=True, reasoning_parser="qwen3")
-    assert needs_whole(plain, CHAT, reasoning_parser="ernie-x1")
-    assert needs_whole({"prompt": "a", "return_token_ids": True}, COMPLETIONS)
-    assert needs_whole({"input": "a"}, "/v1/embeddings")
+    assert not needs_whole(plain, CHAT, rules())
+    assert not needs_whole({"prompt": "a", "logprobs": 2}, COMPLETIONS, rules())
+    assert not needs_whole(plain | {"tools": [{}]}, CHAT, rules(tool_parser=True, reasoning_parser="qwen3"))
+    assert needs_whole(plain, CHAT, rules(reasoning_parser="ernie-x1"))
+    assert needs_whole({"prompt": "a", "return_token_ids": True}, COMPLETIONS, rules())
+    assert needs_whole({"input": "a"}, "/v1/embeddings", rules())
 
 
 def test_the_streaming_form_of_a_request_asks_for_the_usage_and_for_single_tokens() -> None:
