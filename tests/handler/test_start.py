@@ -172,7 +172,7 @@ async def test_a_folder_for_downloads_in_somebodys_home_is_where_the_hubs_librar
 
 async def test_a_release_that_nobody_knows_is_told_with_the_known_ones() -> None:
     unknown = replayed_engine() | {"FASTDEPLOY_RELEASE": ""}
-    package = ROOT / "tests" / "fastdeploy_replayed"
+    package = ROOT / "tests" / "twins" / "replayed_fastdeploy"
     assert (package / "fastdeploy" / "version.txt").read_text().split()[-1] == "2.3.0"
     async with Worker(unknown, arguments=("--test_input", '{"input": {"prompt": "Hello"}}')) as worker:
         assert await worker.wait(30) == 0, "2.3.0 is looked up and known"
