@@ -1,4 +1,4 @@
-"""Print what FastDeploy did with each odd request that was tried on it, and what the worker answers: `python -m ci.fuzz_table`.
+"""Print what FastDeploy did with each odd request that was tried on it, and what the worker answers: `ci/just fuzz-table`.
 
 The requests and FastDeploy's answers are data of the tests. The worker's answer is made by the code that makes it in service: a refusal by
 `check`, or FastDeploy's recorded answer to what is sent on, as `to_openai` translates it. Exits with 1 if a request that FastDeploy never
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from handler.errors import EngineRejected, InvalidJob, to_openai
 from handler.fastdeploy.checks import check
 from handler.fastdeploy.rules import Rules
 from handler.job import CHAT
+from images.arguments import Command, call
 
 CASES = Path(__file__).parent.parent / "tests" / "handler" / "fastdeploy" / "data" / "fuzz.json"
 RELEASES = ("2.3", "2.5")
@@ -78,7 +79,7 @@ def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]
     return Row(case=case, release=release, fastdeploy=recorded["status"], sent=True, status=status, param=param, message=message)
 
 
-def main() -> int:
+def run(_: Mapping[str, str]) -> int:
     """Print the table and one line of sums; return the exit code."""
     table = list(rows())
     width = max(len(row.case) for row in table)
@@ -94,5 +95,8 @@ def main() -> int:
     return 1 if bad else 0
 
 
+COMMAND = Command(name="fuzz-table", help="Show what FastDeploy and the worker answer to odd requests.", keys=(), run=run)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(COMMAND, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Train the demo checkpoint on the CPU: `python -m ci.demo_model.train [FOLDER]` (default: ci/demo_model/checkpoint).
+"""Train the demo checkpoint on the CPU: `ci/just demo-model`.
 
 The same command gives the same bytes: one seed draws questions and first weights, torch runs its deterministic kernels on one thread
 (the sums of two threads depend on how many there are), and nothing looks at the clock. Another processor or another build of torch may
@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from ci.demo_model.build_tokenizer import VOCABULARY, build_tokenizer, training_
 from ci.demo_model.corpus import HERE, read_facts, read_sections
 from ci.demo_model.dialogs import IGNORED, Dialogs, Sequence
 from ci.demo_model.questions import Questions
+from images.arguments import Command, Key, call, file_named
 
 SEED = 0
 STEPS = 2600
@@ -66,9 +67,9 @@ GENERATION = {
 }
 
 
-def main(arguments: list[str]) -> None:
+def run(values: Mapping[str, str]) -> int:
     """Write the checkpoint directory."""
-    folder = Path(arguments[0]) if arguments else HERE / "checkpoint"
+    folder = file_named(values["folder"])
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
@@ -82,6 +83,7 @@ def main(arguments: list[str]) -> None:
     train(model, Dialogs(tokenizer, Questions(facts, sections, SEED)))
     save(folder, model)
     print(f"model.safetensors: {(folder / 'model.safetensors').stat().st_size} bytes")
+    return 0
 
 
 def batches(dialogs: Dialogs) -> Iterator[list[Sequence]]:
@@ -161,5 +163,13 @@ def save(folder: Path, model: Ernie4_5ForCausalLM) -> None:
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+COMMAND = Command(
+    name="demo-model",
+    help="Train the demo checkpoint again.",
+    keys=(Key("folder", "Where it is written; what is there is removed first.", default=str(HERE / "checkpoint"), bare=True),),
+    run=run,
+)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call(COMMAND, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Deploy an image from the command line: `python -m tools.deploy KEY=VALUE ...`.
+"""Deploy an image from the command line: `ci/just deploy key=value ...`.
 
 Exit code 0: done. 1: failed, and taken back as far as it says. 2: refused, nothing was sent. 130, 143: stopped by SIGINT, SIGTERM.
 """
@@ -9,15 +9,17 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
+from images.arguments import Command, call, complain
+from images.build_errors import UnknownChoice
 from images.releases import read_gpus
 from tools.deploy.api import DEFAULT_URL, RunPod, check_url
-from tools.deploy.order import USAGE, Order, read_order
+from tools.deploy.order import KEYS, Order, conflicts, read_order
 from tools.deploy.outcomes import ApiError, DeployError, Refused, Superseded, Unsure
 from tools.deploy.pushed_image import Image, look_up
 from tools.deploy.questions import Proof, read_proofs
@@ -27,21 +29,14 @@ from tools.deploy.release import Deployment, remove
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Carry out what `words` ask for and return the exit code."""
-    if not words:
-        print(USAGE, end="")
-        return 2
+def run(values: Mapping[str, str]) -> int:
+    """Deploy, and return the exit code."""
+    environment = os.environ
     key = environment.get("RUNPOD_API_KEY", "").strip()
     mask = Mask([key])
     try:
-        called_from = Path(environment.get("CALLED_FROM", "."))
-        order = read_order(words, called_from=called_from, default_tests=ROOT / ".runpod" / "tests.json")
-        if not key and not (order.dry_run and not order.delete):
-            raise Refused("RUNPOD_API_KEY: not set, expected a key of RunPod's that may read and write the REST API")
-        url = check_url("RUNPOD_API_BASE_URL", environment.get("RUNPOD_API_BASE_URL") or DEFAULT_URL)
-        base = environment.get("RUNPOD_ENDPOINT_BASE_URL") or None
-        servers = Servers(url=url, base=check_url("RUNPOD_ENDPOINT_BASE_URL", base) if base else None, key=key)
+        order = read_order(values, default_tests=ROOT / ".runpod" / "tests.json", environment=environment)
+        servers = _servers(environment, key, needs_key=order.delete or not order.dry_run)
         proofs = read_proofs(order.tests) if order.tests and not order.delete else ()
         # Before the loop: a Ctrl-C ends it at once, and there is nothing to take back.
         image = None if order.delete else look_up(order.image, environment)
@@ -49,9 +44,10 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     except KeyboardInterrupt:
         print("deploy: stopped: nothing was sent", file=sys.stderr)
         return 130
+    except Refused as error:
+        raise UnknownChoice(mask(str(error))) from None
     except DeployError as error:
-        print(f"deploy: {mask(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, Refused) else 1
+        return complain("deploy", DeployError(mask(str(error))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +57,14 @@ class Servers:
     url: str
     base: str | None
     key: str = field(repr=False)
+
+
+def _servers(environment: Mapping[str, str], key: str, *, needs_key: bool) -> Servers:
+    if needs_key and not key:
+        raise Refused("RUNPOD_API_KEY: not set, expected a key of RunPod's that may read and write the REST API")
+    url = check_url("RUNPOD_API_BASE_URL", environment.get("RUNPOD_API_BASE_URL") or DEFAULT_URL)
+    base = environment.get("RUNPOD_ENDPOINT_BASE_URL") or None
+    return Servers(url=url, base=check_url("RUNPOD_ENDPOINT_BASE_URL", base) if base else None, key=key)
 
 
 async def _until_stopped(order: Order, image: Image | None, proofs: tuple[Proof, ...], servers: Servers, mask: Mask) -> int:
@@ -117,5 +121,17 @@ async def _carry_out(order: Order, image: Image | None, proofs: tuple[Proof, ...
             left[0] = deployment.left
 
 
+COMMAND = Command(
+    name="deploy",
+    help="""\
+Put an image on a RunPod endpoint, test that it answers, and go back if it does not.
+
+RUNPOD_API_KEY holds the key, and is never printed. RUNPOD_API_BASE_URL and RUNPOD_ENDPOINT_BASE_URL name other servers.""",
+    keys=KEYS,
+    run=run,
+    conflicts=conflicts,
+)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    sys.exit(call(COMMAND, sys.argv[1:]))

@@ -12,9 +12,9 @@ from handler.fastdeploy.flags import RELEASES, collect_flags, collect_variables,
 from handler.fastdeploy.gpus import parse_architectures
 from handler.settings import Settings, read_settings
 from handler.variables import TABLE
+from images.build_errors import nearest
 from images.releases import Gpu
 from tools.deploy.api import Json
-from tools.deploy.order import hint
 from tools.deploy.outcomes import Refused
 from tools.deploy.pushed_image import Image
 
@@ -51,7 +51,7 @@ def check_gpus(image: Image, pools: Sequence[str], excluded: Iterable[str], gpus
     """
     known = sorted({gpu.pool for gpu in gpus if gpu.pool})
     problems = [
-        f"gpu: {pool}: no pool whose GPUs are known{hint(pool, known)}; expected of {', '.join(known)}"
+        f"gpu: {pool}: no pool whose GPUs are known{nearest(pool, known)}; expected of {', '.join(known)}"
         for pool in pools
         if pool not in known
     ]
@@ -59,7 +59,7 @@ def check_gpus(image: Image, pools: Sequence[str], excluded: Iterable[str], gpus
     types = [gpu.name for gpu in chosen]
     gone = set(excluded)
     problems += [
-        f"exclude: {name}: not in these pools{hint(name, types)}; expected of {', '.join(types)}" for name in gone - set(types) if types
+        f"exclude: {name}: not in these pools{nearest(name, types)}; expected of {', '.join(types)}" for name in gone - set(types) if types
     ]
     if problems:
         raise Refused(*problems)

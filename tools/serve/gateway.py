@@ -33,7 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def gateway(book: Book, *, api_key: str, model: str) -> web.Application:
-    """Return the application for one endpoint; an empty `api_key` lets everybody in, `model` is what the page asks for."""
+    """Return the application for one endpoint; an empty `api_key` admits every client, `model` is what the page asks for."""
     endpoint = book.jobs.endpoint
 
     @web.middleware
@@ -75,7 +75,7 @@ def _check_key(request: web.Request, api_key: str) -> None:
     given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
     if api_key and not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), api_key.encode()):
         problem = "wrong key" if given else "no key"
-        raise Refusal(401, f"Authorization: {problem}, expected the value of api_key= as `Bearer KEY`")
+        raise Refusal(401, f"Authorization: {problem}, expected `Bearer KEY` with the key that `ci/just serve` was started with")
 
 
 def _file(name: str, content_type: str) -> Handler:

@@ -12,10 +12,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from images.arguments import parse
+from images.build_errors import UnknownChoice
 from tests import ROOT
 from tests.strategies import SETTINGS
 from tests.tools.deploy.schema import CREATE, UPDATE
 from tests.twins.rest_api import Twin, patched
+from tools.deploy.__main__ import COMMAND
 from tools.deploy.api import problem
 from tools.deploy.changes import create_body, differences, makes_release, merge, patch_for, undo
 from tools.deploy.order import Order, read_order
@@ -211,9 +214,9 @@ def test_a_problem_is_a_sentence_whatever_was_sent() -> None:
 @given(words=st.lists(st.text(max_size=12) | st.sampled_from(["image=x", "gpu=A,B", "workers=1", "env.A=1", "secret.A=b", "poll=nan"])))
 def test_any_words_are_an_order_or_are_refused(words: list[str]) -> None:
     try:
-        order = read_order(words, called_from=Path("there"), default_tests=Path("here"))
-    except Refused as refused:
-        assert all(refused.problems)
+        order = read_order(parse(COMMAND, words), default_tests=Path("here"), environment={})
+    except UnknownChoice as refused:
+        assert str(refused)
     else:
         assert order.image or order.delete
         assert order.poll > 0

@@ -75,7 +75,7 @@ def test_a_missing_file_fails_the_check_and_a_page_without_marks_is_named(copied
     assert main([], copied) == 2
     assert "README.md: expected <!-- generated: variables --> and, below it, <!-- end -->" in capsys.readouterr().err
     assert main(["--chek"], copied) == 2
-    assert "--chek: unknown, expected nothing or --check" in capsys.readouterr().err
+    assert "generate: got '--chek', expected key=value; did you mean check?" in capsys.readouterr().err
 
 
 def test_the_listing_fits_the_hubs_schema() -> None:
