@@ -294,7 +294,7 @@ def test_every_file_and_proof_that_a_page_names_is_there(page: str) -> None:
 def codes() -> set[str]:
     """Every code of an error object that the worker, its CPU engine or the local gateway makes."""
     found = {entry[0] for entry in (*web._NOT_READY.values(), web._LEAVING)} | {"job_failed", "job_cancelled", "job_timed_out"}
-    for path in (path for package in ("handler", "cpu_engine", "tools") for path in (ROOT / package).rglob("*.py")):
+    for path in (path for package in ("handler", "checkpoint", "cpu_engine", "tools") for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             values: list[Any] = []
             if isinstance(node, ast.keyword) and node.arg == "code":
