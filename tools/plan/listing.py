@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from checkpoint.files import read_json, wanted
 from checkpoint.hub import Hub, list_files
 from checkpoint.unavailable import ModelUnavailable
+from images.build_errors import nearest
 from tools.generate.presets import PRESETS
 
 __all__ = ["Model", "read_model"]
@@ -69,7 +69,9 @@ def _from_hub(name: str, hub: Hub) -> Model:
     try:
         listing = list_files(name, "", hub)
     except ModelUnavailable as error:
-        raise ModelUnavailable(f"{error}{_like(name)}") from None
+        # A hub that cannot be reached, or fails, says nothing about the name.
+        missing = isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response.status_code in (401, 404)
+        raise ModelUnavailable(f"{error}{_like(name) if missing else ''}") from None
     with tempfile.TemporaryDirectory() as folder:
         try:
             endpoint, token = hub.endpoint or None, hub.token or None
@@ -90,6 +92,5 @@ def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Mo
 
 
 def _like(name: str) -> str:
-    known = {str(preset.defaults["MODEL"]) for preset in PRESETS} - {name}
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-    return f"; did you mean {near[0]}?" if near else ""
+    known = {str(preset.defaults["MODEL"]) for preset in PRESETS}
+    return "" if name in known else nearest(name, sorted(known), closeness=0.8)

@@ -121,6 +121,16 @@ def test_an_unknown_repository_and_a_closed_one_are_told_and_a_like_name_is_offe
         assert "did you mean baidu/ERNIE-4.5-0.3B-Paddle?" in said
 
 
+def test_a_name_is_doubted_only_where_the_hub_says_that_it_has_none_such() -> None:
+    with ModelHub() as hub:
+        known = plan("model=baidu/ERNIE-4.5-21B-A3B-Paddle", "gpu=ADA_24", **hub.environment())
+        environment = hub.environment()
+    gone = plan("model=baidu/ERNIE-4.5-0.3B-Padle", "gpu=ADA_24", **environment)
+    for code, _, said in (known, gone):
+        assert (code, "did you mean" in said) == (2, False), said
+    assert "cannot be reached" in gone[2]
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown pool": (["gpu=ADA_42"], "gpu: got 'ADA_42', expected one of RunPod's pools: AMPERE_16, "),
     "its nearest name": (["gpu=ada_24_pro"], "did you mean ADA_"),
