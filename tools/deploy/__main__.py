@@ -17,7 +17,7 @@ import aiohttp
 
 from images.arguments import Command, call, complain
 from images.build_errors import UnknownChoice
-from images.releases import read_gpus
+from images.gpu_types import read_gpu_types
 from tools.deploy.api import DEFAULT_URL, RunPod, check_url
 from tools.deploy.order import KEYS, Order, conflicts, read_order
 from tools.deploy.outcomes import ApiError, DeployError, Refused, Superseded, Unsure
@@ -106,7 +106,7 @@ async def _carry_out(order: Order, image: Image | None, proofs: tuple[Proof, ...
         deployment = Deployment(
             order=order,
             image=image,
-            gpus=read_gpus(),
+            gpus=read_gpu_types(),
             proofs=proofs,
             api=api,
             session=session,

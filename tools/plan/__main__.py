@@ -14,7 +14,8 @@ from checkpoint.unavailable import ModelUnavailable
 from handler.errors import InvalidSettings
 from images.arguments import Command, Key, call, file_named, whole
 from images.build_errors import UnknownChoice
-from images.releases import read_gpus, read_releases
+from images.gpu_types import read_gpu_types
+from images.releases import read_releases
 from tools.plan.advise import smallest_change
 from tools.plan.fit import Asked, evaluate, find_pool, image_for, read_pools, unserved
 from tools.plan.listing import read_model
@@ -32,7 +33,7 @@ def run(values: Mapping[str, str]) -> int:
 
 
 def _plan(values: Mapping[str, str]) -> int:
-    gpus, releases = read_gpus(), read_releases()
+    gpus, releases = read_gpu_types(), read_releases()
     pool = find_pool(values["gpu"], gpus)
     target = image_for(pool, releases, values["release"])
     asked = Asked(
@@ -55,7 +56,7 @@ COMMAND = Command(
     help="Tell whether a model fits a GPU, and what to change if it does not.",
     keys=(
         Key("model", "The model: org/name on the hub, or a directory.", required=True),
-        Key("gpu", "RunPod's pool of GPUs, such as ADA_24.", required=True),
+        Key("gpu", "RunPod's pool of GPUs, such as ADA_24, or a GPU, such as RTX4090.", required=True),
         Key("count", "GPUs of one worker.", default="1", check=whole(1, 8)),
         Key("quantization", "wint8, wint4 or another of FastDeploy's quantizations; empty means none."),
         Key("max-model-len", "Longest prompt plus answer in tokens; empty leaves it to the engine.", check=whole(1, 10_000_000)),

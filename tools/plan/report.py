@@ -23,7 +23,7 @@ def report(model: Model, fit: Fit, change: Fit | None) -> str:
     bits = "as stored" if model.quantized else asked.quantization or "16 bits"
     rows = {
         "model": model.name,
-        "GPUs": f"{asked.count} x {asked.pool.name}: {asked.pool.gib} GiB, {'/'.join(asked.pool.architectures)}",
+        "GPUs": f"{asked.count} x {asked.pool.asked or asked.pool.name}: {asked.pool.gib} GiB, {'/'.join(asked.pool.architectures)}",
         "image": fit.target.arguments,
         "tensor parallel": str(fit.parallel) + _idle(fit),
         "weights": f"{size_text(model.stored)} in files, {size_text(needed.weights)} on each GPU ({bits}{sharing})",

@@ -132,9 +132,13 @@ def test_a_name_is_doubted_only_where_the_hub_says_that_it_has_none_such() -> No
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "unknown pool": (["gpu=ADA_42"], "gpu: got 'ADA_42', expected one of RunPod's pools: AMPERE_16, "),
+    "unknown pool": (["gpu=ADA_42"], "gpu: got 'ADA_42', expected a GPU, or one of RunPod's pools: AMPERE_16, "),
     "its nearest name": (["gpu=ada_24_pro"], "did you mean ADA_"),
-    "a GPU for a pool": (["gpu=RTX 4090"], "RTX 4090 is in the pool ADA_24"),
+    "a GPU of no pool": (
+        ["gpu=3080"],
+        "gpu: got '3080', and NVIDIA GeForce RTX 3080 is in no pool of serverless endpoints; ",
+    ),
+    "a GPU that no image covers": (["gpu=V100"], "Tesla V100-PCIE-16GB is in no pool"),
     "a pool without an image": (
         ["gpu=BLACKWELL_180"],
         "no image of FastDeploy 2.3.0 covers them; expected a pool of sm80, sm86, sm89, sm90",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from checkpoint.size import cache_per_token, shape_of
-from images.releases import read_gpus, read_releases
+from images.gpu_types import read_gpu_types
+from images.releases import read_releases
 from tests.tools.plan.known import NAMES, PUBLISHED, config_of, parameters, stored
 from tools.generate.hub_listing import image, pools
 from tools.generate.presets import PRESETS, Preset
@@ -79,7 +80,7 @@ KNOWN = [
 @pytest.mark.parametrize("row", KNOWN, ids=lambda row: f"{row[0]}-{row[1] or 'bf16'}-{row[3]}x{row[2]}")
 def test_five_known_models(row: tuple[str, str, str, int, float, int, bool]) -> None:
     name, quantization, gpu, count, weights, per_token, fits = row
-    pool = find_pool(gpu, read_gpus())
+    pool = find_pool(gpu, read_gpu_types())
     asked = Asked(pool=pool, count=count, quantization=quantization, length=32768)
     found = evaluate(model(name), asked, image_for(pool, read_releases(), "2.5.0"))
     assert found.estimate.weights / 1e9 == pytest.approx(weights, abs=0.06)
@@ -99,7 +100,7 @@ PRESET_MODELS = {
 )
 def test_the_hubs_presets_fit_the_smallest_gpu_that_the_hub_offers(preset: Preset) -> None:
     target = image()
-    pool = find_pool(pools(target.covers)[0], read_gpus())
+    pool = find_pool(pools(target.covers)[0], read_gpu_types())
     asked = Asked(
         pool=pool,
         quantization=str(preset.defaults.get("QUANTIZATION", "")),

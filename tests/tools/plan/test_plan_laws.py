@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.size import Load, estimate, loaded_size, shape_of, weights_size
-from images.releases import read_gpus, read_releases
+from images.gpu_types import read_gpu_types
+from images.releases import read_releases
 from tests.strategies import SETTINGS
 from tests.tools.plan.known import parameters
 from tools.plan.advise import change_text, smallest_change
@@ -22,7 +23,7 @@ from tools.plan.fit import Asked, Fit, evaluate, image_for, read_pools
 from tools.plan.listing import Model
 
 RELEASES = read_releases()
-POOLS = read_pools(read_gpus())
+POOLS = read_pools(read_gpu_types())
 SERVED = [pool for pool in POOLS.values() if set(pool.architectures) <= {"sm80", "sm86", "sm89", "sm90"}]
 QUANTIZATIONS = ("", "wint8", "wint4")
 """Each with no more bits than the one before it."""
