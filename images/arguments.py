@@ -36,6 +36,7 @@ __all__ = [
     "call",
     "complain",
     "file_named",
+    "mask_addresses",
     "number",
     "one_of",
     "parse",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 _OPTION = re.compile(r"--?[A-Za-z][\w.-]*(=.*)?", re.DOTALL)
+_ACCOUNT = re.compile(r"(?<=://)[^\s/?#]*@")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 
@@ -145,7 +147,7 @@ def call(command: Command, words: Sequence[str], *, typed: str = "") -> int:
         print(command.usage(typed))
         return 0
     try:
-        return command.run(parse(command, words))
+        values = parse(command, words)
     except UnknownChoice as error:
         if not words:
             print(command.usage(typed), file=sys.stderr)
@@ -153,6 +155,8 @@ def call(command: Command, words: Sequence[str], *, typed: str = "") -> int:
         if words:
             print(f"`{typed} help` lists what it takes", file=sys.stderr)
         return 2
+    try:
+        return command.run(values)
     except ImageError as error:
         return complain(command.name, error)
     except KeyboardInterrupt:
@@ -164,9 +168,14 @@ def asks_for_help(words: Sequence[str]) -> bool:
     return words[:1] == ["help"] or not {"-h", "--help"}.isdisjoint(words)
 
 
+def mask_addresses(text: str) -> str:
+    """Return `text` without the accounts in its addresses: https://name:password@host becomes https://***@host."""
+    return _ACCOUNT.sub("***@", text)
+
+
 def complain(name: str, error: Exception) -> int:
     """Print an error, one line for each problem, and return the exit code."""
-    for line in str(error).splitlines():
+    for line in mask_addresses(str(error)).splitlines():
         print(line if line.startswith("  ") else f"{name}: {line}", file=sys.stderr)
     return 2 if isinstance(error, UnknownChoice) else 1
 

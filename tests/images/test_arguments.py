@@ -154,7 +154,7 @@ def ending(error: BaseException) -> Command:
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (UnknownChoice("arch: no such"), 2, "demo: arch: no such\n`ci/just demo help` lists what it takes\n"),
+        (UnknownChoice("arch: no such"), 2, "demo: arch: no such\n"),
         (ImageError("two\n  lines"), 1, "demo: two\n  lines\n"),
         (KeyboardInterrupt(), 130, ""),
     ],

@@ -1,4 +1,4 @@
-"""The arguments of `ci/just deploy`, and the frozen order that they make."""
+"""The arguments of `ci/just deploy`, and the frozen `DeployOptions` that they become."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any
 
 from images.arguments import Key, Kind, file_named, number, one_of, some, whole, yes_or_no
 
-__all__ = ["KEYS", "NO_IDLE_TIME", "Order", "conflicts", "read_order"]
+__all__ = ["KEYS", "NO_IDLE_TIME", "DeployOptions", "conflicts", "read_deploy_options"]
 
 NO_IDLE_TIME = "idle: RunPod takes no idle time where requests= decides over the workers of a queue"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class DeployOptions:
     """What is asked for; None and empty mean that the endpoint's own, or RunPod's default, stays. Times in seconds, sizes in GB."""
 
     image: str = ""
     endpoint: str = ""
     type: str | None = None
     gpu: tuple[str, ...] = ()
+    """Pools, and names of GPUs as people write them until they are looked up."""
+    cpu: tuple[tuple[str, int], ...] = ()
+    """CPU flavors, each with a number of vCPUs."""
     exclude: tuple[str, ...] = ()
     count: int | None = None
     workers: tuple[int, int] | None = None
@@ -37,10 +40,11 @@ class Order:
     datacenter: tuple[str, ...] | None = None
     registry: str | None = None
     tests: Path | None = None
-    """None means that nothing is proved."""
+    """None means that nothing is tested."""
     patience: float = 1800.0
     poll: float = 5.0
     dry_run: bool = False
+    anyway: bool = False
     delete: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables, secrets among them as the reference that RunPod replaces; an empty text removes one."""
@@ -67,6 +71,13 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _flavors(text: str) -> tuple[tuple[str, int], ...]:
+    found = [re.fullmatch(r"([a-z0-9]{1,20}):(2|4|8|16|32|64)", name) for name in _names(text)]
+    if not all(found):
+        raise ValueError(text)
+    return tuple((one[1], int(one[2])) for one in found if one)
+
+
 def _secret(text: str) -> str:
     if not re.fullmatch(r"\w+", text):
         raise ValueError(text)
@@ -81,8 +92,9 @@ KEYS = (
         "endpoint", "Its name or id: rolled out to if it exists, created if not; default: the image's name.", check=some("a name or an id")
     ),
     Key("type", "How requests reach the workers; default for a new endpoint: queue.", check=one_of("queue", "lb")),
-    Key("gpu", "GPU pools such as ADA_24; needed for a new endpoint.", check=_LIST),
+    Key("gpu", "GPU pools such as ADA_24, or GPUs such as RTX4090; a new endpoint needs gpu= or cpu=.", check=_LIST),
     Key("exclude", "GPU types of these pools that are not wanted.", check=_LIST),
+    Key("cpu", "CPU flavors with their vCPUs, for an image of arch=cpu.", check=Kind("FLAVOR:VCPUS such as cpu5c:4", _flavors)),
     Key("count", "GPUs of one worker.", check=whole(1)),
     Key("workers", "How few and how many there may be; default for a new endpoint: 0..3.", check=Kind("MIN..MAX such as 0..3", _workers)),
     Key("idle", "Seconds that a worker waits for the next request before it is stopped.", check=whole(1, 3600)),
@@ -103,18 +115,19 @@ KEYS = (
     Key("patience", "Seconds that a release, or an answer, may take.", default="1800", check=_SECONDS),
     Key("poll", "Seconds between two looks at the workers.", default="5", check=_SECONDS),
     Key("dry-run", "Show what would be sent, and change nothing.", default="no", check=yes_or_no),
+    Key("anyway", "Go on although the model does not fit the GPUs.", default="no", check=yes_or_no),
     Key("delete", "Remove the endpoint instead.", default="no", check=yes_or_no),
 )
 
 
-def read_order(values: Mapping[str, str], *, default_tests: Path, environment: Mapping[str, str]) -> Order:
-    """Return the order that the values of KEYS make."""
+def read_deploy_options(values: Mapping[str, str], *, default_tests: Path, environment: Mapping[str, str]) -> DeployOptions:
+    """Return the options for the values of KEYS."""
     fields: dict[str, Any] = {
         key.name.replace("-", "_"): key.check(values[key.name]) for key in KEYS if not key.is_family and key.check and values[key.name]
     }
     fields["tests"] = {"": default_tests, "no": None}.get(values["tests"], file_named(values["tests"], environment))
     secrets = {name: f"{{{{ RUNPOD_SECRET_{text} }}}}" for name, text in _family("secret", values)}
-    return Order(**fields, env=dict(_family("env", values)) | secrets)
+    return DeployOptions(**fields, env=dict(_family("env", values)) | secrets)
 
 
 def conflicts(values: Mapping[str, str]) -> Iterator[str]:
@@ -132,11 +145,13 @@ def conflicts(values: Mapping[str, str]) -> Iterator[str]:
         yield "image: missing, expected image=REPOSITORY[:TAG|@DIGEST]"
     if values["exclude"] and not values["gpu"]:
         yield "exclude: expected gpu= beside it: pools and what is taken from them are one choice"
+    if values["cpu"] and any(values[key] for key in ("gpu", "exclude", "count", "cuda")):
+        yield "cpu: got it beside gpu=, exclude=, count= or cuda=, expected one kind of hardware"
     if values["delay"] and values["requests"]:
         yield "delay, requests: got both, expected one of them"
     if values["delay"] and values["type"] == "lb":
         yield "delay: a load balancer has no queue, expected requests=N"
-    # Without type= only the endpoint itself tells: `changes` refuses it there.
+    # Without type= only the endpoint itself tells: `endpoint_changes` refuses it there.
     if values["type"] == "queue" and values["idle"] and values["requests"]:
         yield NO_IDLE_TIME
 
