@@ -12,6 +12,7 @@ from images.build_errors import nearest
 __all__ = ["BENCHES", "command"]
 
 BENCHES = {
+    "api-trials": "api_trials",
     "cpu": "cpu",
     "images": "images",
     "readahead": "readahead",

@@ -96,7 +96,7 @@ def test_a_bench_that_there_is_not_is_refused_with_the_nearest_one() -> None:
         2,
         f"bench: strat: unknown; did you mean start?; expected one of {', '.join(BENCHES)}\n",
     )
-    assert bench("help").stdout.startswith("usage: ci/just bench cpu|")
+    assert bench("help").stdout.startswith("usage: ci/just bench api-trials|cpu|")
 
 
 def test_tokens_are_counted_and_the_opening_is_none() -> None:

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "ci/just bench soak": "tests/ci/test_benches.py::test_the_soak_prints_samples_of_both_parts_and_a_verdict",
     "ci/just bench trials": "tests/handler/faults/test_random_trials.py"
     "::test_every_job_ends_once_and_whole_or_with_an_error_whatever_happens",
+    "ci/just bench api-trials": "tests/tools/deploy/test_hostile_api.py::test_deploy_survives_whatever_the_api_answers",
     "ci/just fuzz-table": "tests/handler/fastdeploy/test_fuzz_table.py::test_of_the_odd_requests_none_waits_for_ever_and_none_gets_a_500",
 }
 """Commands that would take too long here, and the test that runs the same, or the file with which continuous integration does."""

@@ -200,6 +200,8 @@ def _check_possible(options: DeployOptions, endpoint: Endpoint) -> None:
     held = next((short for short, long in TYPES.items() if long == endpoint.get("type")), None)
     if options.type and held and options.type != held:
         problems.append(f"type: endpoint {name} is type={held}, and an endpoint cannot change it; choose another endpoint=")
+    if options.env and endpoint.get("env") is None:
+        problems.append(f"env: RunPod does not tell the variables of endpoint {name}, and would replace them; try again later")
     if endpoint.get("cpu") and (options.gpu or options.count or options.cuda):
         problems.append(f"gpu: endpoint {name} runs on CPUs, and an endpoint cannot change that; choose another endpoint=")
     if options.cpu and not endpoint.get("cpu"):

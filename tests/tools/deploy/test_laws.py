@@ -136,6 +136,13 @@ def test_a_patch_is_one_that_the_api_takes_and_holds_only_what_changes(options: 
     assert makes_release(patch) >= (endpoint["image"] != "new")
 
 
+def test_variables_that_are_not_known_are_not_replaced() -> None:
+    endpoint: Any = {"id": "e", "name": "mine", "type": "QUEUE", "image": "old", "workers": {"max": 3}}
+    assert patch_for(DeployOptions(image="x"), image="new", cuda=None, endpoint=endpoint) == {"image": "new"}
+    with pytest.raises(DeployRefused, match="does not tell the variables of endpoint mine"):
+        patch_for(DeployOptions(image="x", env={"MODEL": "a/b"}), image="new", cuda=None, endpoint=endpoint)
+
+
 @SETTINGS
 @given(options=all_options(), pools=POOLS, cuda=st.none() | VERSIONS)
 def test_a_new_endpoint_is_one_that_the_api_takes(options: DeployOptions, pools: tuple[str, ...], cuda: str | None) -> None:
