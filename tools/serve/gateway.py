@@ -1,5 +1,8 @@
 """One application: the public API behind its key, the job API for the worker, and the page.
 
+A page of another site may have a browser send requests here. So `Host` must be this machine's (a foreign name may be made to resolve to it,
+DNS rebinding), a request must not be sent by another site's page (`Origin`, `Sec-Fetch-Site`), and a body must be JSON by its own header.
+
 Unverified, since undocumented: the body of a 401 and of an unknown endpoint or path (here {"error": TEXT}, on the OpenAI route its error
 object). Both `Authorization: KEY` and `Authorization: Bearer KEY` are documented.
 """
@@ -7,6 +10,7 @@ object). Both `Authorization: KEY` and `Authorization: Bearer KEY` are documente
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -29,6 +33,7 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-store",
 }
 _WORKER_ROUTES = frozenset({"job-take", "job-take-batch", "job-stop", "job-done", "job-stream", "ping"})
+_OWN_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -41,7 +46,11 @@ def gateway(book: Book, *, api_key: str, model: str) -> web.Application:
         _, root, *rest = request.path.split("/")
         public = root == "v2" and (len(rest) < 2 or rest[1] not in _WORKER_ROUTES)
         try:
+            _check_host(request)
+            if root == "v2":
+                _check_origin(request)
             if public:
+                _check_body(request)
                 _check_endpoint("".join(rest[:1]), endpoint)
                 _check_key(request, api_key)
             return await handler(request)
@@ -64,6 +73,25 @@ def gateway(book: Book, *, api_key: str, model: str) -> web.Application:
     about = {"endpoint": endpoint, "model": model, "key": bool(api_key)}
     application.add_routes([web.get("/about.json", _about(about))])
     return application
+
+
+def _check_host(request: web.Request) -> None:
+    host = request.headers.get("Host", "127.0.0.1")
+    if host.rpartition(":")[0 if re.search(r":\d*$", host) else 2] not in _OWN_NAMES:
+        raise Refusal(403, f"Host: got {host!r}, expected 127.0.0.1 or localhost, where this server listens")
+
+
+def _check_origin(request: web.Request) -> None:
+    """Refuse what a browser says to come from a page of another site; programs send neither header."""
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
+    own = f"http://{request.headers.get('Host', '')}"
+    if (origin is not None and origin != own) or site not in ("none", "same-origin"):
+        raise Refusal(403, f"Origin: got {origin or site!r}, expected {own}: pages of other sites may not use this server")
+
+
+def _check_body(request: web.Request) -> None:
+    if request.can_read_body and request.content_type != "application/json":
+        raise Refusal(415, f"Content-Type: got {request.headers.get('Content-Type', '')!r}, expected application/json")
 
 
 def _check_endpoint(asked: str, endpoint: str) -> None:

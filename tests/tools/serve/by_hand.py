@@ -17,6 +17,7 @@ from tools.serve.job_server import JobServer
 from tools.serve.job_table import Book, Rules
 
 KEY = "key"
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(kw_only=True)

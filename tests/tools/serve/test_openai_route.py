@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools.serve.by_hand import Gateway, serving
+from tests.tools.serve.by_hand import JSON, Gateway, serving
 
 pytestmark = pytest.mark.anyio
 CHAT = "openai/v1/chat/completions"
@@ -154,7 +154,7 @@ async def test_a_client_that_leaves_cancels_its_job(api: Gateway, form: str) -> 
 
 @pytest.mark.parametrize("body", ["{", "[]", '"x"'])
 async def test_a_body_that_is_no_object_is_refused_before_it_is_a_job(api: Gateway, body: str) -> None:
-    async with api.client.post(f"{api.base}/{CHAT}", data=body) as response:
+    async with api.client.post(f"{api.base}/{CHAT}", data=body, headers=JSON) as response:
         answer = await response.json()
     assert (response.status, answer["error"]["type"]) == (400, "invalid_request_error")
     assert not api.book.entries

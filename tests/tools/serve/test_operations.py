@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools.serve.by_hand import KEY, Gateway, serving
+from tests.tools.serve.by_hand import JSON, KEY, Gateway, serving
 from tools.serve.job_table import Rules
 
 pytestmark = pytest.mark.anyio
@@ -193,7 +193,7 @@ async def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_how_long
 
     async with serving(**{limit: 1000}) as api:
         for data in (b" " * 2000, pieces()):
-            async with api.client.post(f"{api.base}/{path}", data=data) as response:
+            async with api.client.post(f"{api.base}/{path}", data=data, headers=JSON) as response:
                 assert response.status == 413
                 assert "1000" in await response.text()
         assert not api.book.entries
