@@ -166,6 +166,21 @@ def test_what_stops_a_command_is_a_sentence_and_a_code(
     assert capsys.readouterr().err == says
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:sesame@hub.example/x cannot be reached", "https://***@hub.example/x cannot be reached"),
+        ("got 'http://sesame@127.0.0.1:9', and ftp://a:sesame@b", "got 'http://***@127.0.0.1:9', and ftp://***@b"),
+        ("https://a:sesame@b@hub.example", "https://***@hub.example"),
+        ("mail me@hub.example about https://hub.example/@me?x=@y", "mail me@hub.example about https://hub.example/@me?x=@y"),
+    ],
+)
+def test_no_message_of_a_command_holds_an_account_of_an_address(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (ImageError(text), UnknownChoice(text)):
+        call(ending(error), ["arch=x"])
+        assert capsys.readouterr().err == f"demo: {shown}\n"
+
+
 def test_a_command_that_needs_words_and_gets_none_prints_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(DEMO, []) == 2
     said = capsys.readouterr().err

@@ -63,15 +63,14 @@ def _from_directory(name: str, directory: Path) -> Model:
 
 
 def _from_hub(name: str, hub: Hub) -> Model:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         listing = list_files(name, "", hub)
     except ModelUnavailable as error:
-        # A hub that cannot be reached, or fails, says nothing about the name.
-        missing = isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response.status_code in (401, 404)
-        raise ModelUnavailable(f"{error}{_like(name) if missing else ''}") from None
+        raise ModelUnavailable(f"{error}{_like(name) if _says_missing(error.__cause__) else ''}") from None
+    # Not before: the library does not import with an address that is none, which `list_files` refuses.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             endpoint, token = hub.endpoint or None, hub.token or None
@@ -80,6 +79,15 @@ def _from_hub(name: str, hub: Hub) -> Model:
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise ModelUnavailable(f"model={name}: config.json cannot be read ({error})") from None
     return _model(name, config, {file.path: file.size for file in listing.files})
+
+
+def _says_missing(cause: BaseException | None) -> bool:
+    """Tell whether the hub has answered that there is no such repository; one that cannot be reached says nothing about the name."""
+    if cause is None:
+        return False
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 404)
 
 
 def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Model:

@@ -131,6 +131,12 @@ def test_a_name_is_doubted_only_where_the_hub_says_that_it_has_none_such() -> No
     assert "cannot be reached" in gone[2]
 
 
+def test_an_account_in_the_hubs_address_is_in_no_message() -> None:
+    for endpoint in ("http://me:sesame@127.0.0.1:9", "ftp://me:sesame@127.0.0.1", "http://me:sesame@127.0.0.1:port"):
+        code, printed, said = plan("model=org/name", "gpu=ADA_24", HF_ENDPOINT=endpoint)
+        assert (code, "sesame" in printed + said) == (2, False), said
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown pool": (["gpu=ADA_42"], "gpu: got 'ADA_42', expected a GPU, or one of RunPod's pools: AMPERE_16, "),
     "its nearest name": (["gpu=ada_24_pro"], "did you mean ADA_"),
