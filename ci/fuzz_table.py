@@ -29,7 +29,7 @@ ONLY_BY_ID = frozenset({"dup request_id", "dup request_id2"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class FuzzRow:
     """One request on one release; `status` of FastDeploy is None where it never answered."""
 
     case: str
@@ -46,19 +46,19 @@ class Row:
         return self.status is None or self.status >= 500
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[FuzzRow]:
     """Yield each case on each release, under the rules of the set-up that it was tried on: no parser, no guided decoding, a text model."""
     for case in json.loads(CASES.read_bytes()):
         for release in RELEASES:
             yield _row(case["case"], case["body"], release, case[release])
 
 
-def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]) -> Row:
+def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]) -> FuzzRow:
     rules = Rules(release=release, served_name=SERVED, vocab_size=2048, max_model_len=4096, logprobs=False, vision=False)
     try:
         checked = check(QUESTION | body, CHAT, rules)
     except InvalidJob as error:
-        return Row(
+        return FuzzRow(
             case=case,
             release=release,
             fastdeploy=recorded["status"],
@@ -76,7 +76,7 @@ def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]
         param = answer["error"]["param"]
         notes = [answer["error"]["message"]]
     message = "; ".join(notes)
-    return Row(case=case, release=release, fastdeploy=recorded["status"], sent=True, status=status, param=param, message=message)
+    return FuzzRow(case=case, release=release, fastdeploy=recorded["status"], sent=True, status=status, param=param, message=message)
 
 
 def run(_: Mapping[str, str]) -> int:

@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class CellFigures:
     """What was found; times in seconds."""
 
     wall: float
@@ -115,7 +115,7 @@ async def measure(wanted: Iterable[Cell]) -> bool:
     return met
 
 
-async def one(cell: Cell, jobs: JobServer, worker: Worker) -> Row:
+async def one(cell: Cell, jobs: JobServer, worker: Worker) -> CellFigures:
     """Measure one cell.
 
     Raises:
@@ -143,7 +143,7 @@ async def one(cell: Cell, jobs: JobServer, worker: Worker) -> Row:
             late = max(late, ended - began - cell.tokens / cell.rate)
             lags += list(_lags(zip(counts, job.arrivals, strict=True), began, cell.rate))
     lags.sort()
-    return Row(
+    return CellFigures(
         wall=wall,
         posts=sum(len(job.stream) for job in running),
         processor=(spent[0], spent[1], spent[2]),
@@ -220,7 +220,7 @@ HEAD = (
 )
 
 
-def figures(cell: Cell, row: Row) -> dict[str, float]:
+def figures(cell: Cell, row: CellFigures) -> dict[str, float]:
     """What targets are set for."""
     all_tokens = cell.streams * cell.tokens
     return {
@@ -231,7 +231,7 @@ def figures(cell: Cell, row: Row) -> dict[str, float]:
     }
 
 
-def line(cell: Cell, row: Row) -> str:
+def line(cell: Cell, row: CellFigures) -> str:
     """One line of the table."""
     found = figures(cell, row)
     micros = [1e6 * seconds / (cell.streams * cell.tokens) for seconds in row.processor]
@@ -244,7 +244,7 @@ def line(cell: Cell, row: Row) -> str:
     )
 
 
-def misses(cell: Cell, row: Row) -> Iterator[str]:
+def misses(cell: Cell, row: CellFigures) -> Iterator[str]:
     """The targets that were missed, in words."""
     found = figures(cell, row)
     for name, bound in TARGETS.get((cell.streams, cell.rate, cell.latency), {}).items():

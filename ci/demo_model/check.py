@@ -34,7 +34,7 @@ BATCH = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ExpectedAnswer:
     """One prompt and the answer it should get."""
 
     question: str
@@ -48,7 +48,7 @@ class Examination:
 
     name: str
     pass_mark: float
-    asked: list[Asked]
+    asked: list[ExpectedAnswer]
     may_garble: bool = False
     """Garbled texts count as wrong, no more: without a template the model has no firm ground, and paraphrases are only reported."""
 
@@ -76,7 +76,7 @@ class Demo:
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
         return self.template.render(messages=messages)
 
-    def complete(self, asked: Sequence[Asked]) -> Iterator[tuple[str, float]]:
+    def complete(self, asked: Sequence[ExpectedAnswer]) -> Iterator[tuple[str, float]]:
         """Yield for each prompt the greedy text and the least probability of any token in it; answers of one length share a batch."""
         encoded = [self.tokenizer.encode(a.prompt, add_special_tokens=False).ids for a in asked]
         order = sorted(range(len(asked)), key=lambda i: len(asked[i].expected))
@@ -121,38 +121,41 @@ def examinations(demo: Demo, facts: list[Fact], sections: Sections) -> list[Exam
         Examination(
             name="taught",
             pass_mark=1.0,
-            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in known],
+            asked=[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q)) for q, a in known],
         ),
         Examination(
             name="taught, in chats",
             pass_mark=0.98,
             asked=[
-                *[Asked(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in some],
-                *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in some],
-                *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), *rng.choice(unknown), q)) for q, a in some],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in some],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in some],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(*rng.choice(known), *rng.choice(unknown), q)) for q, a in some],
             ],
         ),
         Examination(
             name="off-topic, held out",
             pass_mark=0.97,
-            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in unknown],
+            asked=[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q)) for q, a in unknown],
         ),
         Examination(
             name="off-topic in chats",
             pass_mark=0.97,
             asked=[
-                *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in unknown],
-                *[Asked(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in unknown],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in unknown],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in unknown],
             ],
         ),
         Examination(
-            name="completions", pass_mark=0.9, may_garble=True, asked=[Asked(question=q, expected="\n" + a, prompt=q) for q, a in written]
+            name="completions",
+            pass_mark=0.9,
+            may_garble=True,
+            asked=[ExpectedAnswer(question=q, expected="\n" + a, prompt=q) for q, a in written],
         ),
         Examination(
             name="paraphrases, held out",
             pass_mark=0.0,
             may_garble=True,
-            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in paraphrases],
+            asked=[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q)) for q, a in paraphrases],
         ),
     ]
 

@@ -19,7 +19,7 @@ from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
 from ci.demo_model.build_tokenizer import VOCABULARY, build_tokenizer, training_text
 from ci.demo_model.corpus import HERE, read_facts, read_sections
-from ci.demo_model.dialogs import IGNORED, Dialogs, Sequence
+from ci.demo_model.dialogs import IGNORED, Dialogs, TokenSequence
 from ci.demo_model.questions import Questions
 from images.arguments import Command, Key, call, file_named
 
@@ -86,14 +86,14 @@ def run(values: Mapping[str, str]) -> int:
     return 0
 
 
-def batches(dialogs: Dialogs) -> Iterator[list[Sequence]]:
+def batches(dialogs: Dialogs) -> Iterator[list[TokenSequence]]:
     """Yield endless batches of dialogs of about one length, at most TOKENS_PER_STEP tokens each, padding counted."""
     while True:
-        pool: list[Sequence] = []
+        pool: list[TokenSequence] = []
         while sum(len(s.ids) for s in pool) < POOL * TOKENS_PER_STEP:
             pool.append(dialogs.draw())
         pool.sort(key=lambda s: len(s.ids))
-        cut: list[list[Sequence]] = [[]]
+        cut: list[list[TokenSequence]] = [[]]
         for sequence in pool:
             if (len(cut[-1]) + 1) * len(sequence.ids) > TOKENS_PER_STEP:
                 cut.append([])
@@ -102,7 +102,7 @@ def batches(dialogs: Dialogs) -> Iterator[list[Sequence]]:
         yield from cut
 
 
-def padded(batch: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(batch: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
     """Make ids and labels of one width; padding stands at the end, where causal attention cannot see it."""
     width = max(len(s.ids) for s in batch)
     ids = torch.tensor([s.ids + [0] * (width - len(s.ids)) for s in batch])

@@ -24,8 +24,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ci.parity.families import CASES, Case
-from ci.parity.layouts import Layout, Weights, write_checkpoint, write_json
-from ci.parity.reference import Reference, save_reference
+from ci.parity.layouts import CheckpointLayout, Weights, write_checkpoint, write_json
+from ci.parity.reference import RecordedAnswers, save_reference
 from images.arguments import Command, Key, call, file_named, whole
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "tests" / "data" / "parity"
@@ -75,7 +75,7 @@ def make_case(folder: Path, case: Case, first_seed: int) -> dict[str, Any]:
     }
 
 
-def telling(case: Case, first_seed: int) -> tuple[int, Weights, Reference]:
+def telling(case: Case, first_seed: int) -> tuple[int, Weights, RecordedAnswers]:
     """Give the first seed from `first_seed` on for which greedy decoding is a meaningful check, with its weights and answers."""
     for seed in itertools.count(first_seed):
         weights = random_weights(case, seed)
@@ -108,20 +108,20 @@ def random_weights(case: Case, seed: int) -> Weights:
     return weights
 
 
-def store(folder: Path, layout: Layout, case: Case, weights: Weights) -> None:
+def store(folder: Path, layout: CheckpointLayout, case: Case, weights: Weights) -> None:
     """Write one checkpoint directory, by hand or through transformers' own `save_pretrained`."""
     if not layout.saved_by_transformers:
         write_checkpoint(folder, layout, case.config, weights)
         return
     with tempfile.TemporaryDirectory() as source:
-        write_checkpoint(Path(source) / "hf", Layout(name="hf", dtype="float32"), case.config, weights)
+        write_checkpoint(Path(source) / "hf", CheckpointLayout(name="hf", dtype="float32"), case.config, weights)
         model = AutoModelForCausalLM.from_pretrained(Path(source) / "hf", dtype=getattr(torch, layout.dtype))
     limit = sum(tensor.nbytes for tensor in model.state_dict().values()) // layout.shards if layout.shards > 1 else 10**9
     model.save_pretrained(folder, max_shard_size=limit)
     (folder / "generation_config.json").unlink(missing_ok=True)  # it would name ids that the reference does not honour
 
 
-def answers(case: Case, weights: Weights, seed: int) -> Reference:
+def answers(case: Case, weights: Weights, seed: int) -> RecordedAnswers:
     """Run transformers on the Hugging Face form, read back from disk, over random prompts."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder) / "hf", case.layouts[0], case.config, weights)
@@ -146,7 +146,7 @@ def answers(case: Case, weights: Weights, seed: int) -> Reference:
         logits.append(everything[: len(prompt)])
         greedy.append(tuple(ids[len(prompt) :]))
         last.append(everything[-1])
-    return Reference(
+    return RecordedAnswers(
         prompts=tuple(map(tuple, prompts)), logits=tuple(logits), greedy=tuple(greedy), last_logits=np.stack(last), smallest_gap=min(gaps)
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from ci.bench.__main__ import BENCHES, command
 from ci.bench.soak import Sample, rises
-from ci.bench.stream import TARGETS, Cell, Row, cells, misses, tokens_of
+from ci.bench.stream import TARGETS, Cell, CellFigures, cells, misses, tokens_of
 from images.arguments import parse
 from tests import ROOT
 
@@ -58,7 +58,7 @@ def test_a_warm_up_is_no_rise() -> None:
 
 def test_missed_targets_are_named() -> None:
     cell = Cell(streams=1, rate=100, latency=50, seconds=5)
-    good = Row(wall=5.2, posts=100, processor=(0.1, 0.1, 0.1), lags=(0.05, 0.08, 0.1), last_lag=0.08, late=0, memory=80_000_000)
+    good = CellFigures(wall=5.2, posts=100, processor=(0.1, 0.1, 0.1), lags=(0.05, 0.08, 0.1), last_lag=0.08, late=0, memory=80_000_000)
     assert not list(misses(cell, good))
     bad = replace(good, wall=5.6, posts=130, last_lag=0.11)
     assert [words.split()[1] for words in misses(cell, bad)] == ["wall", "posts", "trips"]

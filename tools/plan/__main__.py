@@ -17,7 +17,7 @@ from images.build_errors import UnknownChoice
 from images.gpu_types import read_gpu_types
 from images.releases import read_releases
 from tools.plan.advise import smallest_change
-from tools.plan.fit import Asked, evaluate, find_pool, image_for, read_pools, unserved
+from tools.plan.fit import PlanRequest, evaluate, find_pool, image_for, read_pools, unserved
 from tools.plan.listing import read_model
 from tools.plan.report import report
 
@@ -36,7 +36,7 @@ def _plan(values: Mapping[str, str]) -> int:
     gpus, releases = read_gpu_types(), read_releases()
     pool = find_pool(values["gpu"], gpus)
     target = image_for(pool, releases, values["release"])
-    asked = Asked(
+    asked = PlanRequest(
         pool=pool,
         count=int(values["count"]),
         quantization=values["quantization"],

@@ -15,9 +15,9 @@ from handler.settings import read_settings
 from images.build_errors import UnknownChoice, nearest
 from images.gpu_types import GpuType, named
 from images.releases import Releases, Target
-from tools.plan.listing import Model
+from tools.plan.listing import ModelSummary
 
-__all__ = ["Asked", "Fit", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
+__all__ = ["Fit", "PlanRequest", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
 
 _GIB = 1 << 30
 _SHOWN_SHARE = 15 / 16
@@ -49,7 +49,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PlanRequest:
     """What is to be run where; 0 and "" leave a choice to the worker."""
 
     pool: Pool
@@ -63,7 +63,7 @@ class Asked:
 class Fit:
     """What came of it: on each GPU, in bytes; lengths in tokens."""
 
-    asked: Asked
+    asked: PlanRequest
     target: Target
     parallel: int
     length: int
@@ -146,7 +146,7 @@ def image_for(pool: Pool, releases: Releases, release: str = "") -> Target:
     )
 
 
-def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
+def evaluate(model: ModelSummary, asked: PlanRequest, target: Target) -> Fit:
     """Return how a model fits.
 
     Raises:
@@ -176,7 +176,7 @@ def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
     )
 
 
-def _values(model: Model, asked: Asked, target: Target) -> Mapping[str, Any]:
+def _values(model: ModelSummary, asked: PlanRequest, target: Target) -> Mapping[str, Any]:
     """Return the engine's flags, as the worker would choose them on such a machine."""
     texts = {
         "MODEL": model.name,
@@ -190,7 +190,7 @@ def _values(model: Model, asked: Asked, target: Target) -> Mapping[str, Any]:
     return prepare(read_settings(texts), model.name, model.config, host=host, texts=texts, release=release).values
 
 
-def unserved(model: Model, target: Target) -> str:
+def unserved(model: ModelSummary, target: Target) -> str:
     """Return the architecture that the image's release is known not to serve; "" where it may."""
     names = [str(name) for name in model.config.get("architectures", ())]
     old = target.release.startswith(("2.3.", "2.4."))
@@ -202,7 +202,7 @@ def container_disk(stored: int) -> int:
     return math.ceil((stored / 1e9 + _BESIDE_WEIGHTS) / (1 - _FREE_SHARE))
 
 
-def with_length(asked: Asked, fit: Fit) -> Asked:
+def with_length(asked: PlanRequest, fit: Fit) -> PlanRequest:
     """Return the same with the longest requests that there is cache for, in whole blocks of 64 tokens."""
     return replace(asked, length=fit.tokens // 64 * 64)
 

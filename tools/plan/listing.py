@@ -14,13 +14,13 @@ from checkpoint.unavailable import ModelUnavailable
 from images.build_errors import nearest
 from tools.generate.presets import PRESETS
 
-__all__ = ["Model", "read_model"]
+__all__ = ["ModelSummary", "read_model"]
 
 _WEIGHTS = (".safetensors", ".pdparams", ".bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class ModelSummary:
     """`stored` are the bytes of its weights' files, `download` those of all that a worker fetches."""
 
     name: str
@@ -40,7 +40,7 @@ class Model:
         return self.stored // 2 if wide else self.stored
 
 
-def read_model(name: str, directory: Path, hub: Hub) -> Model:
+def read_model(name: str, directory: Path, hub: Hub) -> ModelSummary:
     """Return the model in `directory` if that is one, else the repository `name` of the hub; no weight is read.
 
     Raises:
@@ -53,7 +53,7 @@ def read_model(name: str, directory: Path, hub: Hub) -> Model:
     return _from_hub(name, hub)
 
 
-def _from_directory(name: str, directory: Path) -> Model:
+def _from_directory(name: str, directory: Path) -> ModelSummary:
     try:
         config = read_json(directory / "config.json")
     except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ def _from_directory(name: str, directory: Path) -> Model:
     return _model(name, config, {path: sizes[path] for path in wanted(sizes)})
 
 
-def _from_hub(name: str, hub: Hub) -> Model:
+def _from_hub(name: str, hub: Hub) -> ModelSummary:
     try:
         listing = list_files(name, "", hub)
     except ModelUnavailable as error:
@@ -90,13 +90,13 @@ def _says_missing(cause: BaseException | None) -> bool:
     return isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 404)
 
 
-def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Model:
+def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> ModelSummary:
     stored = sum(size for path, size in sizes.items() if "/" not in path and path.endswith(_WEIGHTS))
     if not stored:
         raise ModelUnavailable(
             f"model={name}: no weights: expected files *.safetensors, *.pdparams or pytorch_model*.bin beside config.json"
         )
-    return Model(name=name, config=config, stored=stored, download=sum(sizes.values()))
+    return ModelSummary(name=name, config=config, stored=stored, download=sum(sizes.values()))
 
 
 def _like(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from checkpoint.progress import size_text
 from tools.plan.advise import change_text
 from tools.plan.fit import Fit, container_disk, unserved
-from tools.plan.listing import Model
+from tools.plan.listing import ModelSummary
 
 __all__ = ["report"]
 
@@ -16,7 +16,7 @@ _START = (22, 38)
 """Seconds that FastDeploy 2.3 to 2.6 took from its start to its first answer beside the weights, measured on two cores without a GPU."""
 
 
-def report(model: Model, fit: Fit, change: Fit | None) -> str:
+def report(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
     """Return the lines of a plan; `change` is the smallest change that fits where the plan itself does not."""
     asked, needed = fit.asked, fit.estimate
     sharing = f" / {fit.parallel} GPUs" if fit.parallel > 1 else ""
@@ -53,7 +53,7 @@ def _left(fit: Fit) -> str:
     return f"{size_text(fit.left)}: cache for {fit.tokens} tokens, {at_once} request{'s' * (at_once != 1)} of full length at the same time"
 
 
-def _verdict(model: Model, fit: Fit, change: Fit | None) -> str:
+def _verdict(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
     if name := unserved(model, fit.target):
         return f"cannot be served: FastDeploy {fit.target.release} has no {name}; from 2.5 on PaddleFormers' may stand in: release=2.5.0"
     if fit.fits:

@@ -22,9 +22,9 @@ from aiohttp import web
 from images.arguments import Command, call, complain
 from tools.serve.gateway import gateway
 from tools.serve.job_server import JobServer
-from tools.serve.job_table import Book, Rules
+from tools.serve.job_table import JobTable, PlatformLimits
 from tools.serve.options import KEYS, Options, read_options
-from tools.serve.worker_process import Worker, job_key
+from tools.serve.worker_process import LocalWorker, job_key
 from tools.serve.worker_variables import API_KEY, loopback_problem
 
 _STOP_S = 10.0
@@ -46,14 +46,14 @@ async def serve(options: Options) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     jobs = JobServer(endpoint=options.endpoint, api_key=job_key(Path.home(), secrets.token_hex(16)))
-    async with Book(jobs, Rules()) as book:
-        application = gateway(book, api_key=options.api_key, model=options.model)
+    async with JobTable(jobs, PlatformLimits()) as table:
+        application = gateway(table, api_key=options.api_key, model=options.model)
         # Without handler_cancellation a client that leaves would not cancel its job.
         runner = web.AppRunner(application, handle_signals=False, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         try:
             jobs.port = await _listen(runner, options.port)
-            return await _with_worker(options, book, asked)
+            return await _with_worker(options, table, asked)
         finally:
             await runner.cleanup()
 
@@ -72,14 +72,14 @@ async def _listen(runner: web.AppRunner, port: int) -> int:
     return bound
 
 
-async def _with_worker(options: Options, book: Book, asked: asyncio.Future[signal.Signals]) -> int:
+async def _with_worker(options: Options, table: JobTable, asked: asyncio.Future[signal.Signals]) -> int:
     quiet = {"RUNPOD_LOG_LEVEL": "WARN", "RUNPOD_PING_INTERVAL": "10000", "LOG_LEVEL": options.variables.get("LOG_LEVEL", "WARNING")}
-    variables = {**options.variables, **book.jobs.environment("local-worker"), **quiet}
+    variables = {**options.variables, **table.jobs.environment("local-worker"), **quiet}
     started = time.monotonic()
-    print(_how_to(options, book.jobs.url), flush=True)
-    async with Worker(variables, stop_s=_STOP_S + _engine_stop_s(variables)) as worker:
+    print(_how_to(options, table.jobs.url), flush=True)
+    async with LocalWorker(variables, stop_s=_STOP_S + _engine_stop_s(variables)) as worker:
         ended = asyncio.create_task(worker.process.wait())
-        told = asyncio.create_task(_tell_when_ready(book.jobs, started))
+        told = asyncio.create_task(_tell_when_ready(table.jobs, started))
         try:
             either: set[asyncio.Future[Any]] = {ended, asked}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -88,7 +88,7 @@ async def _with_worker(options: Options, book: Book, asked: asyncio.Future[signa
                 print(f"serve: the worker ended by itself {when}, with exit code {ended.result()}; what it said is above", file=sys.stderr)
                 return 1
             print("serve: stopping", file=sys.stderr)
-            book.stop_all()  # so that the worker does not wait for answers that no client reads any more
+            table.stop_all()  # so that the worker does not wait for answers that no client reads any more
             return 130 if asked.result() == signal.SIGINT else 0
         finally:
             for task in (ended, told):

@@ -35,7 +35,7 @@ async def test_a_name_that_was_made_to_lead_here_reaches_nothing(host: str, path
         status, answer = await send(gateway, "POST" if path == "run" else "GET", where, JOB if path == "run" else None, Host=host)
         assert status == 403
         assert f"Host: got {host!r}, expected 127.0.0.1 or localhost" in json.dumps(answer)
-        assert not gateway.book.entries
+        assert not gateway.table.entries
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost:9000", "[::1]:8000", "127.0.0.1:"])
@@ -65,7 +65,7 @@ async def test_a_page_of_another_site_has_nothing_done(headers: dict[str, str], 
         status, answer = await send(gateway, method, path, JOB if method == "POST" else None, **headers)
         assert status == 403
         assert "pages of other sites may not use this server" in json.dumps(answer)
-        assert list(gateway.book.entries) == [queued]
+        assert list(gateway.table.entries) == [queued]
         assert (await gateway.status(queued))["status"] == "IN_QUEUE"
 
 
@@ -88,7 +88,7 @@ async def test_a_body_that_a_form_could_send_is_refused(kind: str, path: str) ->
         status, answer = await send(gateway, "POST", path, JOB, Content_Type=kind)
         assert status == 415
         assert f"Content-Type: got '{kind}', expected application/json" in json.dumps(answer)
-        assert not gateway.book.entries
+        assert not gateway.table.entries
 
 
 async def test_a_charset_beside_the_type_changes_nothing() -> None:
