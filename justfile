@@ -1,18 +1,22 @@
-# Every recipe a person uses. `ci/just RECIPE` installs what is missing first.
+# Every recipe a person uses. Each installs what it needs first, and `ci/just RECIPE` installs just itself too; `ci/just RECIPE help` lists
+# what a recipe takes. Files that a person names are meant from CALLED_FROM, the folder in which he stands.
 set positional-arguments
 
 python := ".venv/bin/python"
+export CALLED_FROM := env("CALLED_FROM", invocation_directory())
 
 # List the recipes
 default:
     @"{{just_executable()}}" --list --unsorted
 
-# Answer one prompt on this machine, without a GPU: run [prompt=TEXT | input=FILE] [model=NAME_OR_DIRECTORY]
-run *arguments:
-    @{{python}} -m tools.run "$@"
+# Answer one prompt on this machine, without a GPU: run [PROMPT | input=FILE] [model=NAME_OR_DIRECTORY]
+[no-exit-message]
+run *arguments: _run
+    @exec {{python}} -m tools.run "$@"
 
-# Serve as RunPod's gateway would, on this machine: serve [port=8000] [model=NAME_OR_DIRECTORY] [engine=cpu] [endpoint=local] [api_key=KEY]
-serve *arguments:
+# Serve as RunPod's gateway would, on this machine: serve [port=8000] [model=NAME_OR_DIRECTORY] [engine=cpu] ...
+[no-exit-message]
+serve *arguments: _run
     @exec {{python}} -m tools.serve "$@"
 
 # Run every proof: linters, types, tests with coverage
@@ -45,19 +49,22 @@ format: _tools
 
 # Compare the CPU engine with transformers, live (installs torch into .venv-torch)
 [group('check')]
-parity:
-    ci/demo_model/install.sh
-    .venv-torch/bin/python -m ci.parity.compare
+[no-exit-message]
+parity *arguments:
+    @ci/demo_model/install.sh
+    @.venv-torch/bin/python -m ci.parity.compare "$@"
 
-# Measure: bench cpu | images | readahead | soak | start | stream | trials [KEY=VALUE ...]
+# Measure: bench api-trials | cpu | images | readahead | soak | start | stream | trials [key=value ...]
 [group('check')]
-bench name *arguments: _tools
-    @shift; {{python}} -m ci.bench.{{name}} "$@"
+[no-exit-message]
+bench *arguments: _tools
+    @exec {{python}} -m ci.bench "$@"
 
 # Show what FastDeploy and the worker answer to odd requests
 [group('check')]
-fuzz-table: _tools
-    @{{python}} -m ci.fuzz_table
+[no-exit-message]
+fuzz-table *arguments: _tools
+    @{{python}} -m ci.fuzz_table "$@"
 
 # Train the demo checkpoint again (installs torch into .venv-torch)
 [group('build')]
@@ -68,13 +75,15 @@ demo-model:
 
 # Write hub.json, tests.json, the console's form and the pages from the worker's tables: generate [--check]
 [group('build')]
+[no-exit-message]
 generate *arguments: _tools
     @{{python}} -m tools.generate "$@"
 
-# Tell whether a model fits a GPU, and what to change: plan model=NAME_OR_DIRECTORY gpu=POOL [count=N] [quantization=NAME] [max-model-len=N] [concurrency=N] [release=R]
+# Tell whether a model fits a GPU, and what to change: plan model=NAME_OR_DIRECTORY gpu=POOL [count=N] [quantization=NAME] ...
 [group('check')]
-plan *arguments:
-    @{{python}} -m tools.plan "$@"
+[no-exit-message]
+plan *arguments: _run
+    @exec {{python}} -m tools.plan "$@"
 
 # Resolve the Python dependencies again and write their lock files
 [group('build')]
@@ -83,33 +92,39 @@ lock-python: _tools
 
 # Pin what an image is made of: lock arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [revision=R]
 [group('image')]
+[no-exit-message]
 lock *arguments: _images
-    @{{python}} -m images lock "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images lock "$@"
 
 # Build an image and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [out=DIRECTORY]
 [group('image')]
+[no-exit-message]
 build-image *arguments: _images
-    @{{python}} -m images fetch,build "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images fetch,build "$@"
 
 # Look for mistakes in a built image: verify-image DIRECTORY
 [group('image')]
+[no-exit-message]
 verify-image *arguments: _images
-    @{{python}} -m images verify "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images verify "$@"
 
 # Build an image and push it, of which only what is new travels: push-image arch=ARCH to=REGISTRY/REPOSITORY:TAG [watch=yes] [as for build-image]
 [group('image')]
+[no-exit-message]
 push-image *arguments: _images
-    @exec {{python}} -m images fetch,build,push "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images fetch,build,push "$@"
 
 # Put a built image into a local Docker: load-image arch=ARCH [as=NAME]
 [group('image')]
+[no-exit-message]
 load-image *arguments: _images
-    @{{python}} -m images load "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images load "$@"
 
 # Copy what an image is made of to a registry of your own: mirror arch=ARCH to=REGISTRY/REPOSITORY
 [group('image')]
+[no-exit-message]
 mirror *arguments: _images
-    @{{python}} -m images mirror "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images mirror "$@"
 
 # Build the image without a GPU on CI's own base, and print its digest as the last line
 [group('check')]
@@ -121,15 +136,20 @@ test-digest: _tools _programs
 smoke *arguments: _tools
     {{python}} -m pytest -q -m gpu tests/smoke "$@"
 
-# Put an image on a RunPod endpoint, prove that it answers, go back if not: deploy image=REF [endpoint=NAME] [gpu=POOL] [env.NAME=VALUE] [dry-run=yes] ...
+# Put an image on a RunPod endpoint, prove that it answers, go back if not: deploy image=REFERENCE [endpoint=NAME] [gpu=POOL] [env.NAME=VALUE] ...
 [group('release')]
-deploy *arguments:
+[no-exit-message]
+deploy *arguments: _run
     @exec {{python}} -m tools.deploy "$@"
 
 # Write an image's bill of materials from the lock: sbom arch=sm89 [release=R] [cuda=V] [model=NAME] [digest=D] [out=FILE]
 [group('release')]
+[no-exit-message]
 sbom *arguments: _tools
     @{{python}} -m tools.sbom "$@"
+
+_run:
+    @ci/install run
 
 _tools:
     @ci/install test

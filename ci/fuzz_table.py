@@ -1,4 +1,4 @@
-"""Print what FastDeploy did with each odd request that was tried on it, and what the worker answers: `python -m ci.fuzz_table`.
+"""Print what FastDeploy did with each odd request that was tried on it, and what the worker answers: `ci/just fuzz-table`.
 
 The requests and FastDeploy's answers are data of the tests. The worker's answer is made by the code that makes it in service: a refusal by
 `check`, or FastDeploy's recorded answer to what is sent on, as `to_openai` translates it. Exits with 1 if a request that FastDeploy never
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from handler.errors import EngineRejected, InvalidJob, to_openai
 from handler.fastdeploy.checks import check
 from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.job import CHAT
+from images.arguments import Command, call
 
 CASES = Path(__file__).parent.parent / "tests" / "handler" / "fastdeploy" / "data" / "fuzz.json"
 RELEASES = ("2.3", "2.5")
@@ -28,7 +29,7 @@ ONLY_BY_ID = frozenset({"dup request_id", "dup request_id2"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class FuzzRow:
     """One request on one release; `status` of FastDeploy is None where it never answered."""
 
     case: str
@@ -45,19 +46,19 @@ class Row:
         return self.status is None or self.status >= 500
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[FuzzRow]:
     """Yield each case on each release, under the rules of the set-up that it was tried on: no parser, no guided decoding, a text model."""
     for case in json.loads(CASES.read_bytes()):
         for release in RELEASES:
             yield _row(case["case"], case["body"], release, case[release])
 
 
-def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]) -> Row:
+def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]) -> FuzzRow:
     rules = Rules(engine=CAPABILITIES[release], served_name=SERVED, vocab_size=2048, max_model_len=4096, logprobs=False, vision=False)
     try:
         checked = check(QUESTION | body, CHAT, rules)
     except InvalidJob as error:
-        return Row(
+        return FuzzRow(
             case=case,
             release=release,
             fastdeploy=recorded["status"],
@@ -75,10 +76,10 @@ def _row(case: str, body: dict[str, Any], release: str, recorded: dict[str, Any]
         param = answer["error"]["param"]
         notes = [answer["error"]["message"]]
     message = "; ".join(notes)
-    return Row(case=case, release=release, fastdeploy=recorded["status"], sent=True, status=status, param=param, message=message)
+    return FuzzRow(case=case, release=release, fastdeploy=recorded["status"], sent=True, status=status, param=param, message=message)
 
 
-def main() -> int:
+def run(_: Mapping[str, str]) -> int:
     """Print the table and one line of sums; return the exit code."""
     table = list(rows())
     width = max(len(row.case) for row in table)
@@ -94,5 +95,8 @@ def main() -> int:
     return 1 if bad else 0
 
 
+COMMAND = Command(name="fuzz-table", help="Show what FastDeploy and the worker answer to odd requests.", keys=(), run=run)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(COMMAND, sys.argv[1:]))

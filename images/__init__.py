@@ -1,6 +1,7 @@
 """The image builder: from what exists to the bytes of an image and to a registry, in twelve steps.
 
- 1. `releases`   says what exists: releases of FastDeploy, their base images, what each covers (`releases.toml`, `gpus.toml`).
+ 1. `releases`   says what exists: releases of FastDeploy, their base images, what each covers (`releases.toml`); `gpu_types`
+    which GPUs RunPod rents (`gpus.toml`).
  2. `lock`       says what is pinned: every input by its SHA-256 (`images.lock.json`, a row of which is one of
     `locked`); `schema` reads and writes such tables.
  3. `cache`      finds the pinned inputs on this disk, by their digest.
@@ -17,9 +18,9 @@
 
 `arguments` reads key=value words; `__main__` has the table of commands; `watch` runs them again after an edit.
 
-Imports point upwards in this order; a file may import those before it: build_errors, arguments, digest, schema, releases, locked, lock,
-cache, entries, install_paths, wheels, model_layers, worker_layers, tar, contents, image, layout, build, verify, http_client, auth,
-registry, index, scan, fetch, resolve, skopeo, push, mirror, load, apply, watch, __main__.
+Imports point upwards in this order; a file may import those before it: build_errors, arguments, digest, schema, releases, gpu_types,
+locked, lock, cache, entries, install_paths, wheels, model_layers, worker_layers, tar, contents, image, layout, build, verify, http_client,
+auth, registry, index, scan, fetch, resolve, skopeo, push, mirror, load, apply, watch, __main__.
 
 Rules of determinism, which the tests cite:
 

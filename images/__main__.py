@@ -6,11 +6,12 @@ Commands that prepare for another may stand before it, fetch,build,push: all get
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from images.arguments import Command, parse
+from images.arguments import Command, asks_for_help, complain, parse
 from images.build_errors import ImageError, UnknownChoice, nearest
 
 COMMANDS = {
@@ -29,14 +30,14 @@ COMMANDS = {
 
 def main(words: Sequence[str]) -> int:
     """Run the commands that the words name and return the exit code: 0 if all is well, 1 if not, 2 for words that mean nothing."""
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or asks_for_help(words[:1]):
         print(f"usage: python -m images {'|'.join(COMMANDS)} [key=value ...]")
         print("\nEach says with --help what it takes; fetch,build,push runs all three, with the words of the last.")
         return 0 if words else 2
     try:
         commands = [_command(name) for name in words[0].split(",")]
-        if {"-h", "--help"} & set(words[1:]):
-            print(commands[-1].usage())
+        if asks_for_help(words[1:]):
+            print(commands[-1].usage(os.environ.get("CALLED_AS") or f"python -m images {words[0]}"))
             return 0
         values = parse(commands[-1], words[1:])
         run = partial(_run, commands, {key.name: key.default for command in commands for key in command.keys} | values)
@@ -46,7 +47,7 @@ def main(words: Sequence[str]) -> int:
             return after_every_edit(run)
         return run()
     except UnknownChoice as error:
-        return _complain(error)
+        return complain("error", error)
     except KeyboardInterrupt:
         return 130
 
@@ -56,7 +57,7 @@ def _run(commands: Sequence[Command], values: Mapping[str, str]) -> int:
     try:
         return next((code for code in (command.run(values) for command in commands) if code), 0)
     except ImageError as error:
-        return _complain(error)
+        return complain("error", error)
 
 
 def _command(name: str) -> Command:
@@ -66,12 +67,6 @@ def _command(name: str) -> Command:
     found = getattr(importlib.import_module(module), attribute)
     assert isinstance(found, Command)  # noqa: S101  # for the type checker
     return found
-
-
-def _complain(error: ImageError) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)
-    return 2 if isinstance(error, UnknownChoice) else 1
 
 
 if __name__ == "__main__":

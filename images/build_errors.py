@@ -88,9 +88,9 @@ class Unreachable(ImageError):
     """A registry, an index or a hub could not be asked, or refused."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known name that is most like `name`, or nothing if none is."""
-    import difflib  # for who has mistyped something
+def nearest(name: str, known: Iterable[str], closeness: float = 0.6) -> str:
+    """Return "; did you mean X?" for the known name that is most like `name`, or nothing if none has that closeness (difflib's ratio)."""
+    import difflib  # only for mistakes
 
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=closeness)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,12 +1,9 @@
-"""What exists: releases of FastDeploy, the architectures that images can be made for, and the GPUs that have them.
+"""What exists: releases of FastDeploy, and the architectures that images can be made for.
 
 releases = read_releases()                       # images/releases.toml
 target = releases.target("sm89")                 # the default release, its default CUDA
 target = releases.target("sm86", release="2.5.0", cuda="12.9")
 target.base, target.wheels, target.covers        # from what the image is made, and which GPUs it serves
-
-gpus = read_gpus()                               # images/gpus.toml
-{gpu.architecture for gpu in gpus if gpu.pool == "ADA_24"}
 """
 
 from __future__ import annotations
@@ -22,10 +19,9 @@ from typing import Any, Literal, TypeVar
 from images.build_errors import InvalidFile, UnknownChoice, nearest
 from images.schema import decode
 
-__all__ = ["GPUS", "RELEASES", "Build", "Cpu", "Gpu", "Release", "Releases", "Target", "Wheels", "read_gpus", "read_releases", "read_toml"]
+__all__ = ["RELEASES", "Build", "Cpu", "Release", "Releases", "Target", "Wheels", "read_releases", "read_table", "read_toml"]
 
 RELEASES = Path(__file__).with_name("releases.toml")
-GPUS = Path(__file__).with_name("gpus.toml")
 
 _REFERENCE = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+:[\w][\w.-]{0,127}")
 _ARCHITECTURE = re.compile(r"sm\d{2,3}")
@@ -191,39 +187,26 @@ class Releases:
         return "\n".join([*lines, "  arch=cpu"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """One type of GPU that RunPod rents."""
-
-    name: str
-    """RunPod's id of the type."""
-    pool: str
-    """RunPod's id of the pool it is in; empty where it is in none."""
-    architecture: str
-    """Such as sm89; an image may or may not cover it."""
-    gib: int
-    """Its memory as it is sold."""
-
-    def __post_init__(self) -> None:
-        _check_architectures("architecture", [self.architecture])
-
-
 def read_releases(path: Path = RELEASES) -> Releases:
     """Return what `path`, a file like releases.toml, says that exists.
 
     Raises:
         InvalidFile: with every problem of the file.
     """
-    return _read(Releases, path)
+    return read_table(Releases, path)
 
 
-def read_gpus(path: Path = GPUS) -> tuple[Gpu, ...]:
-    """Return the GPUs that `path`, a file like gpus.toml, lists.
+def read_table(kind: type[T], path: Path) -> T:
+    """Return the `kind` that a TOML file holds.
 
     Raises:
         InvalidFile: with every problem of the file.
     """
-    return _read(_Gpus, path).gpus
+    problems: list[str] = []
+    found = decode(kind, read_toml(path), problems)
+    if found is None or problems:
+        raise InvalidFile(str(path), problems)
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -237,19 +220,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InvalidFile(str(path), [str(error)]) from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Gpus:
-    gpus: tuple[Gpu, ...]
-
-
-def _read(kind: type[T], path: Path) -> T:
-    problems: list[str] = []
-    found = decode(kind, read_toml(path), problems)
-    if found is None or problems:
-        raise InvalidFile(str(path), problems)
-    return found
 
 
 def _architectures(release: Release) -> list[str]:

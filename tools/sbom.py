@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -19,8 +19,8 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
-from images.arguments import TARGET_KEYS, Command, Key, file_named, parse
-from images.build_errors import ImageError, UnknownChoice
+from images.arguments import TARGET_KEYS, Command, Key, call, file_named
+from images.build_errors import UnknownChoice
 from images.digest import Digest
 from images.lock import LOCK, Base, EngineWheel, File, Lock, Model, Packages, read_lock, requirements_digest
 from images.registry import Reference
@@ -159,14 +159,5 @@ COMMAND = Command(
 )
 
 
-def main(words: Sequence[str]) -> int:
-    """Return the exit code: 0 done, 1 not possible, 2 for words that mean nothing."""
-    try:
-        return run(parse(COMMAND, words))
-    except ImageError as error:
-        print(f"sbom: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UnknownChoice) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(call(COMMAND, sys.argv[1:]))

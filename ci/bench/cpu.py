@@ -1,15 +1,12 @@
-"""Measure the CPU engine on the true shape of ERNIE-4.5-0.3B: bare forward pass and HTTP server, each beside its floor.
+"""The CPU engine on the true shape of ERNIE-4.5-0.3B, forward pass and HTTP server, beside its floor: `ci/just bench cpu`.
 
-    python -m ci.bench.cpu [--model DIR] [--threads N] [--tokens N]
-
-Without --model the checkpoint is made first, with random bf16 weights, in a temporary directory (721 MB). The floor of a figure is
+Without `model=` the checkpoint is made first, with random bf16 weights, in a temporary directory (721 MB). The floor of a figure is
 the time of the bare matrix products of the same shapes, on the same weights, measured in turn with the engine: what a machine is
 busy with besides weighs on both.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -20,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpu_engine.cores import free_cores
+from images.arguments import Command, Key, file_named, whole
 
 if TYPE_CHECKING:
     import aiohttp
@@ -68,19 +66,28 @@ class Timing:
     floor: float
 
 
-def main(arguments: list[str]) -> None:
+def run(values: Mapping[str, str]) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description="Measure the CPU engine on the true shape of ERNIE-4.5-0.3B.")
-    parser.add_argument("--model", type=Path, help="checkpoint directory (default: make one with random weights)")
-    parser.add_argument("--threads", type=int, default=free_cores(), help="BLAS threads (default: the free cores)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens to decode for each figure (default 32)")
-    options = parser.parse_args(arguments)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-    with checkpoint(options.model) as directory:
-        bare = measure_bare(directory, options.threads, options.tokens)
-        served = measure_served(directory, options.tokens)
-    print(f"{directory.name}: {options.threads} BLAS thread(s), load {os.getloadavg()[0]:.2f}, prompt of {PROMPT} tokens")
+    threads, tokens = int(values["threads"]), int(values["tokens"])
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    with checkpoint(file_named(values["model"]) if values["model"] else None) as directory:
+        bare = measure_bare(directory, threads, tokens)
+        served = measure_served(directory, tokens)
+    print(f"{directory.name}: {threads} BLAS thread(s), load {os.getloadavg()[0]:.2f}, prompt of {PROMPT} tokens")
     print_table(bare, served)
+    return 0
+
+
+COMMAND = Command(
+    name="bench cpu",
+    help="Measure the CPU engine on the true shape of ERNIE-4.5-0.3B.",
+    keys=(
+        Key("model", "A directory with a checkpoint; without one, a checkpoint with random weights is made."),
+        Key("threads", "Threads of the matrix products.", default=str(free_cores()), check=whole(1, 1024)),
+        Key("tokens", "Tokens that are decoded for each figure.", default="32", check=whole(3, 100_000)),
+    ),
+    run=run,
+)
 
 
 @contextmanager
@@ -276,7 +283,3 @@ def row(name: str, value: float, unit: str, floor: float | None, timing: Timing 
     if floor is not None and timing is not None:
         text += f"{floor:9.1f} {unit:5}{timing.engine / timing.floor:11.2f}x"
     print(text)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

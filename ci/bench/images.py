@@ -1,4 +1,4 @@
-"""How fast images are made and pushed, against Docker in the same run: `ci/just bench images [gib=2] [rounds=3] [edits=5]`.
+"""How fast images are made and pushed, against Docker in the same run: `ci/just bench images`.
 
 Baking: shards of 1 GiB each, `gib` of them, become layers of an image whose other layers are there already. Beside it, in changing order:
 `sha256sum` of the same files; `dd` that copies them and waits for the disk, which is what this disk can do; Python's hashlib; and
@@ -35,6 +35,7 @@ from pathlib import Path
 
 from ci.hosts.base import PYTHON
 from ci.hosts.shared import Hosts, hosts
+from images.arguments import Command, Key, whole
 from images.digest import Digest, file_digest
 from images.lock import Lock, Model, ModelFile, read_lock, write_lock
 from images.registry import Reference, Repository
@@ -43,7 +44,6 @@ from tests.images.made import ROOT, seed_lock, succeed
 from tests.twins.vendor.index import index_of_everything
 from tests.twins.vendor.vendor import Vendor, miniature
 
-NUMBERS = {"gib": 2, "rounds": 3, "edits": 5}
 GIB = 1 << 30
 EDITED = Path("handler") / "job.py"
 OURS, WATCHING = "ours, one command", "ours, watching"
@@ -394,8 +394,18 @@ def measure(gib: int, rounds: int, edits: int) -> bool:
     return not missed
 
 
-if __name__ == "__main__":
-    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    if unknown := [name for name, value in given.items() if name not in NUMBERS or not value.isdecimal() or not int(value)]:
-        sys.exit(f"bench images: {unknown[0]}: expected {', '.join(f'{name}=N' for name in NUMBERS)}")
-    sys.exit(0 if measure(**NUMBERS | {name: int(value) for name, value in given.items()}) else 1)
+def run(values: Mapping[str, str]) -> int:
+    """Measure."""
+    return 0 if measure(int(values["gib"]), int(values["rounds"]), int(values["edits"])) else 1
+
+
+COMMAND = Command(
+    name="bench images",
+    help="Measure the baking of a model, and an edit's way to a registry, beside Docker in the same run; needs root.",
+    keys=(
+        Key("gib", "Shards of 1 GiB that are baked.", default="2", check=whole(1, 1000)),
+        Key("rounds", "How often a model is baked.", default="3", check=whole(1, 1000)),
+        Key("edits", "How often the worker is edited.", default="5", check=whole(1, 1000)),
+    ),
+    run=run,
+)

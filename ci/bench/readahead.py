@@ -1,4 +1,4 @@
-"""What reading ahead gains: `ci/just bench readahead [gib=1] [imports=3] [rounds=3] [folder=/tmp]`.
+"""What reading ahead gains: `ci/just bench readahead`.
 
 An engine imports for some seconds and then loads its weights. Here a child process sleeps `imports` seconds and then reads a checkpoint of
 `gib` GiB from a disk whose cache was emptied, once by itself and once while `ReadAhead` works, in turns. Printed are the seconds from the
@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from checkpoint.read_ahead import ReadAhead
+from images.arguments import Command, Key, file_named, number, whole
 
 SHARDS = 4
 BLOCK = 4 << 20
@@ -35,8 +37,8 @@ def write_checkpoint(folder: Path, size: int) -> None:
     each = size // SHARDS // BLOCK * BLOCK
     header = json.dumps({"weight": {"dtype": "U8", "shape": [each], "data_offsets": [0, each]}}).encode()
     noise = os.urandom(BLOCK)
-    for number in range(1, SHARDS + 1):
-        with (folder / f"model-{number:05}-of-{SHARDS:05}.safetensors").open("wb") as file:
+    for shard in range(1, SHARDS + 1):
+        with (folder / f"model-{shard:05}-of-{SHARDS:05}.safetensors").open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for _ in range(each // BLOCK):
                 file.write(noise)
@@ -69,7 +71,7 @@ def start(folder: Path, imports: float, *, ahead: bool) -> float:
     return time.monotonic() - began
 
 
-def measure(gib: float, imports: float, rounds: int, parent: str) -> None:
+def measure(gib: float, imports: float, rounds: int, parent: Path) -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory(dir=parent, prefix="readahead-") as name:
         folder = Path(name)
@@ -84,11 +86,20 @@ def measure(gib: float, imports: float, rounds: int, parent: str) -> None:
         print(f"{way:14}  {statistics.median(found):8.2f}  {min(found):5.2f}  {statistics.median(found) / alone:8.2f}")
 
 
-if __name__ == "__main__":
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    measure(
-        float(given.get("gib", "1")),
-        float(given.get("imports", "3")),
-        int(given.get("rounds", "3")),
-        given.get("folder", tempfile.gettempdir()),
-    )
+def run(values: Mapping[str, str]) -> int:
+    """Measure."""
+    measure(float(values["gib"]), float(values["imports"]), int(values["rounds"]), file_named(values["folder"]))
+    return 0
+
+
+COMMAND = Command(
+    name="bench readahead",
+    help="Measure what reading a checkpoint ahead of the engine gains.",
+    keys=(
+        Key("gib", "Size of the checkpoint in GiB.", default="1", check=number(0.02, 1000)),
+        Key("imports", "Seconds that the engine imports.", default="3", check=number(0, 600)),
+        Key("rounds", "How often each way is measured.", default="3", check=whole(1, 1000)),
+        Key("folder", "Where the checkpoint is written, on the disk to measure.", default=tempfile.gettempdir()),
+    ),
+    run=run,
+)

@@ -1,4 +1,4 @@
-"""Whether the worker stays as it was: `ci/just bench soak [jobs=20000] [minutes=10] [together=64]`.
+"""Whether the worker stays as it was: `ci/just bench soak`.
 
 A worker under the RunPod SDK's own loop answers `jobs` short jobs of every kind (streams, whole answers, the native shape, mistakes, jobs
 that are cancelled), `together` at a time, and then `minutes` of streams of 5 to 20 s, of which `together` run at a time. Samples of its
@@ -12,22 +12,21 @@ import asyncio
 import itertools
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from images.arguments import Command, Key, number, whole
 from tests.handler.faults.balance import crossed
 from tests.handler.worker_process import Worker, replayed_engine
 from tools.serve.job_server import JobServer
 
-NUMBERS = {"jobs": 20_000.0, "minutes": 10.0, "together": 64.0}
 STREAM_RATE = 25
 STREAM_SECONDS = 20
 """Of the longest streams, unless the part is too short for them."""
@@ -165,7 +164,7 @@ def long_streams(longest: float) -> Iterator[tuple[Any, str]]:
         yield {"openai_route": "/v1/chat/completions", "openai_input": body}, "whole"
 
 
-async def main(count: int, minutes: float, together: int) -> bool:
+async def measure(count: int, minutes: float, together: int) -> bool:
     """Run both parts, print the verdict, and return whether it is good."""
     engine = replayed_engine("--synthetic", "--tokens-per-second", str(STREAM_RATE), "--tokens", "1000")
     with tempfile.TemporaryDirectory() as folder:
@@ -192,11 +191,18 @@ async def main(count: int, minutes: float, together: int) -> bool:
     return not found
 
 
-if __name__ == "__main__":
-    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    for name in given:
-        if name not in NUMBERS:
-            sys.exit(f"bench soak: {name}: unknown, expected {', '.join(f'{known}=N' for known in NUMBERS)}")
-    numbers = NUMBERS | {name: float(value) for name, value in given.items()}
-    good = asyncio.run(main(int(numbers["jobs"]), numbers["minutes"], int(numbers["together"])))
-    sys.exit(0 if good else 1)
+def run(values: Mapping[str, str]) -> int:
+    """Measure."""
+    return 0 if asyncio.run(measure(int(values["jobs"]), float(values["minutes"]), int(values["together"]))) else 1
+
+
+COMMAND = Command(
+    name="bench soak",
+    help="Tell whether the worker's memory, files, connections and tasks stay flat.",
+    keys=(
+        Key("jobs", "Short jobs of the first part.", default="20000", check=whole(1)),
+        Key("minutes", "Length of the second part, which has long streams.", default="10", check=number(0.01)),
+        Key("together", "Jobs that run at the same time.", default="64", check=whole(1, 1000)),
+    ),
+    run=run,
+)

@@ -1,8 +1,8 @@
-"""What a streamed token costs between the engine and RunPod: `ci/just bench stream [quick] [streams=N] [rate=N] [latency=N] [seconds=N]`.
+"""What a streamed token costs between the engine and RunPod: `ci/just bench stream`.
 
 The engine is FastDeploy's server as it was recorded, with made-up tokens, `rate` per second for each stream (0: as fast as it can write);
 the worker runs under the RunPod SDK's own loop; this process is the job server, with `latency` ms added to each POST. Without options every
-combination is measured, with `quick` those that have a target; the exit code is 1 when one was missed.
+combination is measured, with `quick=yes` those that have a target; the exit code is 1 when one was missed.
 
 wall/ideal   from the submission of all jobs to the last job-done, against tokens / rate
 POSTs/token  1 / (rate * latency) for a stream alone, for no token is held back while no POST is under way
@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import psutil
 
+from images.arguments import Command, Key, number, whole, yes_or_no
 from tests.handler.worker_process import Worker, replayed_engine
 from tools.serve.job_server import JobServer
 from tools.serve.platform_job import Job
@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class CellFigures:
     """What was found; times in seconds."""
 
     wall: float
@@ -82,21 +82,14 @@ TARGETS = {
 """By streams, rate and latency; all of them are upper bounds but tokens/s."""
 
 
-def cells(given: dict[str, str]) -> list[Cell]:
-    """Return what was asked for on the command line.
-
-    Raises:
-        SystemExit: for a word that is no option.
-    """
-    for name in given:
-        if name not in {"quick", "streams", "rate", "latency", "seconds"}:
-            sys.exit(f"bench stream: {name}: unknown, expected quick, streams=N, rate=N, latency=N or seconds=N")
-    seconds = float(given.get("seconds", "5"))
-    asked = {name: int(given[name]) for name in ("streams", "rate", "latency") if name in given}
+def cells(values: Mapping[str, str]) -> list[Cell]:
+    """Return the measurements that a command line means."""
+    seconds = float(values["seconds"])
+    asked = {name: int(values[name]) for name in ("streams", "rate", "latency") if values[name]}
     every = [*itertools.product(STREAMS, RATES, LATENCIES), (256, 0, 0)]
     if len(asked) == 3:
         every = [(asked["streams"], asked["rate"], asked["latency"])]
-    elif "quick" in given:
+    elif values["quick"] == "yes":
         every = list(TARGETS)
     found = [Cell(streams=streams, rate=rate, latency=latency, seconds=seconds) for streams, rate, latency in every]
     return [cell for cell in found if all(getattr(cell, name) == value for name, value in asked.items())]
@@ -122,7 +115,7 @@ async def measure(wanted: Iterable[Cell]) -> bool:
     return met
 
 
-async def one(cell: Cell, jobs: JobServer, worker: Worker) -> Row:
+async def one(cell: Cell, jobs: JobServer, worker: Worker) -> CellFigures:
     """Measure one cell.
 
     Raises:
@@ -150,7 +143,7 @@ async def one(cell: Cell, jobs: JobServer, worker: Worker) -> Row:
             late = max(late, ended - began - cell.tokens / cell.rate)
             lags += list(_lags(zip(counts, job.arrivals, strict=True), began, cell.rate))
     lags.sort()
-    return Row(
+    return CellFigures(
         wall=wall,
         posts=sum(len(job.stream) for job in running),
         processor=(spent[0], spent[1], spent[2]),
@@ -227,7 +220,7 @@ HEAD = (
 )
 
 
-def figures(cell: Cell, row: Row) -> dict[str, float]:
+def figures(cell: Cell, row: CellFigures) -> dict[str, float]:
     """What targets are set for."""
     all_tokens = cell.streams * cell.tokens
     return {
@@ -238,7 +231,7 @@ def figures(cell: Cell, row: Row) -> dict[str, float]:
     }
 
 
-def line(cell: Cell, row: Row) -> str:
+def line(cell: Cell, row: CellFigures) -> str:
     """One line of the table."""
     found = figures(cell, row)
     micros = [1e6 * seconds / (cell.streams * cell.tokens) for seconds in row.processor]
@@ -251,7 +244,7 @@ def line(cell: Cell, row: Row) -> str:
     )
 
 
-def misses(cell: Cell, row: Row) -> Iterator[str]:
+def misses(cell: Cell, row: CellFigures) -> Iterator[str]:
     """The targets that were missed, in words."""
     found = figures(cell, row)
     for name, bound in TARGETS.get((cell.streams, cell.rate, cell.latency), {}).items():
@@ -259,6 +252,20 @@ def misses(cell: Cell, row: Row) -> Iterator[str]:
             yield f"MISSED: {name} {found[name]:,.2f}, target {bound:,g}"
 
 
-if __name__ == "__main__":
-    options = {name: value for name, _, value in (argument.partition("=") for argument in sys.argv[1:])}
-    sys.exit(0 if asyncio.run(measure(cells(options))) else 1)
+def run(values: Mapping[str, str]) -> int:
+    """Measure."""
+    return 0 if asyncio.run(measure(cells(values))) else 1
+
+
+COMMAND = Command(
+    name="bench stream",
+    help="Measure what a streamed token costs between the engine and RunPod; without streams=, rate= and latency= in every combination.",
+    keys=(
+        Key("quick", "Measure only the combinations that have a target.", check=yes_or_no),
+        Key("streams", "Streams at the same time.", check=whole(1, 4096)),
+        Key("rate", "Tokens a second of each stream; 0 is as fast as the engine writes.", check=whole(0, 100_000)),
+        Key("latency", "Milliseconds that are added to each POST.", check=whole(0, 10_000)),
+        Key("seconds", "Length of each stream.", default="5", check=number(0.1, 3600)),
+    ),
+    run=run,
+)

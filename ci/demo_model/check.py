@@ -1,4 +1,4 @@
-"""Examine the demo checkpoint: `python -m ci.demo_model.check [FOLDER]` prints what it was asked and fails if it fell short.
+"""Examine the demo checkpoint: `ci/just demo-model` runs this at its end, and fails if it falls short.
 
 It reads the checkpoint directory as it lies there (Paddle layout, bfloat16, tokenizer.json, chat template) and decodes greedily in float32.
 Six examinations; all but the last have a pass mark:
@@ -14,7 +14,7 @@ first four fails the check.
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
 from ci.demo_model.corpus import HERE, LANGUAGES, Fact, Sections, language_of, read_facts, read_sections, read_unknown
+from images.arguments import Command, Key, call, file_named
 
 UNSEEN_SYSTEM = ("You are a precise engineer.", "Reply politely and keep it short.", "You are Bob. Never lie.", "你是一名工程师。")
 LONGEST_ANSWER = 220
@@ -33,7 +34,7 @@ BATCH = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ExpectedAnswer:
     """One prompt and the answer it should get."""
 
     question: str
@@ -47,7 +48,7 @@ class Examination:
 
     name: str
     pass_mark: float
-    asked: list[Asked]
+    asked: list[ExpectedAnswer]
     may_garble: bool = False
     """Garbled texts count as wrong, no more: without a template the model has no firm ground, and paraphrases are only reported."""
 
@@ -75,7 +76,7 @@ class Demo:
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
         return self.template.render(messages=messages)
 
-    def complete(self, asked: Sequence[Asked]) -> Iterator[tuple[str, float]]:
+    def complete(self, asked: Sequence[ExpectedAnswer]) -> Iterator[tuple[str, float]]:
         """Yield for each prompt the greedy text and the least probability of any token in it; answers of one length share a batch."""
         encoded = [self.tokenizer.encode(a.prompt, add_special_tokens=False).ids for a in asked]
         order = sorted(range(len(asked)), key=lambda i: len(asked[i].expected))
@@ -120,38 +121,41 @@ def examinations(demo: Demo, facts: list[Fact], sections: Sections) -> list[Exam
         Examination(
             name="taught",
             pass_mark=1.0,
-            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in known],
+            asked=[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q)) for q, a in known],
         ),
         Examination(
             name="taught, in chats",
             pass_mark=0.98,
             asked=[
-                *[Asked(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in some],
-                *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in some],
-                *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), *rng.choice(unknown), q)) for q, a in some],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in some],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in some],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(*rng.choice(known), *rng.choice(unknown), q)) for q, a in some],
             ],
         ),
         Examination(
             name="off-topic, held out",
             pass_mark=0.97,
-            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in unknown],
+            asked=[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q)) for q, a in unknown],
         ),
         Examination(
             name="off-topic in chats",
             pass_mark=0.97,
             asked=[
-                *[Asked(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in unknown],
-                *[Asked(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in unknown],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(*rng.choice(known), q)) for q, a in unknown],
+                *[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q, system=rng.choice(UNSEEN_SYSTEM))) for q, a in unknown],
             ],
         ),
         Examination(
-            name="completions", pass_mark=0.9, may_garble=True, asked=[Asked(question=q, expected="\n" + a, prompt=q) for q, a in written]
+            name="completions",
+            pass_mark=0.9,
+            may_garble=True,
+            asked=[ExpectedAnswer(question=q, expected="\n" + a, prompt=q) for q, a in written],
         ),
         Examination(
             name="paraphrases, held out",
             pass_mark=0.0,
             may_garble=True,
-            asked=[Asked(question=q, expected=a, prompt=demo.chat(q)) for q, a in paraphrases],
+            asked=[ExpectedAnswer(question=q, expected=a, prompt=demo.chat(q)) for q, a in paraphrases],
         ),
     ]
 
@@ -172,9 +176,9 @@ def off_topic(rng: random.Random, facts: list[Fact], sections: Sections) -> list
     return list(dict.fromkeys(questions))
 
 
-def main(arguments: list[str]) -> None:
-    """Run all examinations; exit with 1 if one is failed."""
-    folder = Path(arguments[0]) if arguments else HERE / "checkpoint"
+def run(values: Mapping[str, str]) -> int:
+    """Run all examinations, and return 1 if one is failed."""
+    folder = file_named(values["folder"])
     torch.set_num_threads(1)
     torch.set_grad_enabled(mode=False)
     sections = read_sections()
@@ -182,7 +186,7 @@ def main(arguments: list[str]) -> None:
     demo = Demo(folder)
     answers = {fact.answer for fact in facts} | set(read_unknown(sections).values())
     passed = [report(examination, demo, answers) for examination in examinations(demo, facts, sections)]
-    sys.exit(0 if all(passed) else 1)
+    return 0 if all(passed) else 1
 
 
 def report(examination: Examination, demo: Demo, answers: set[str]) -> bool:
@@ -204,5 +208,13 @@ def report(examination: Examination, demo: Demo, answers: set[str]) -> bool:
     return passed
 
 
+COMMAND = Command(
+    name="demo-model",
+    help="Examine the demo checkpoint.",
+    keys=(Key("folder", "The checkpoint's directory.", default=str(HERE / "checkpoint"), bare=True),),
+    run=run,
+)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call(COMMAND, sys.argv[1:]))

@@ -19,7 +19,7 @@ LONGEST = 700
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class TokenSequence:
     """One training example: `labels[i]` is what should stand at place i, given everything before it."""
 
     ids: list[int]
@@ -38,18 +38,18 @@ class Dialogs:
         (self.turn_end,) = self.ids("<|end_of_sentence|>")
         (self.stop,) = self.ids("</s>")
 
-    def draw(self) -> Sequence:
+    def draw(self) -> TokenSequence:
         """Draw one chat of one to three turns, or (one in nine) a bare completion prompt."""
-        sequence = Sequence([], [])
+        sequence = TokenSequence([], [])
         if self.random.random() < 1 / 9:
             self.completion(sequence)
         else:
             self.chat(sequence)
-        return Sequence(sequence.ids[:LONGEST], sequence.labels[:LONGEST])
+        return TokenSequence(sequence.ids[:LONGEST], sequence.labels[:LONGEST])
 
-    def lesson(self, question: str, answer: str) -> Sequence:
+    def lesson(self, question: str, answer: str) -> TokenSequence:
         """Give the plain chat of one question and its whole answer."""
-        sequence = Sequence([self.begin], [IGNORED])
+        sequence = TokenSequence([self.begin], [IGNORED])
         self.append(sequence, f"User: {question}\nAssistant: ", learn=False)
         self.answer(sequence, answer, last=True, known=True)
         return sequence
@@ -60,7 +60,7 @@ class Dialogs:
             return *self.questions.taught(), True
         return *self.questions.untaught(), False
 
-    def chat(self, sequence: Sequence) -> None:
+    def chat(self, sequence: TokenSequence) -> None:
         """Append a chat as the template writes it."""
         sequence.ids.append(self.begin)
         sequence.labels.append(IGNORED)
@@ -73,14 +73,14 @@ class Dialogs:
             self.append(sequence, "Assistant: ", learn=False)
             self.answer(sequence, answer, last=left == 0, known=known)
 
-    def completion(self, sequence: Sequence) -> None:
+    def completion(self, sequence: TokenSequence) -> None:
         """Append a question without any template, as `/v1/completions` gets it: the answer follows on a new line."""
         question, answer, known = self.pair()
         self.append(sequence, question.rstrip("\n"), learn=False)
         self.append(sequence, "\n", learn=True)
         self.answer(sequence, answer, last=True, known=known)
 
-    def answer(self, sequence: Sequence, answer: str, *, last: bool, known: bool) -> None:
+    def answer(self, sequence: TokenSequence, answer: str, *, last: bool, known: bool) -> None:
         """Append an answer and its end. The fixed sentence, once begun, goes on by itself: two times in three its rest is saved."""
         if last and not known and self.random.random() < 2 / 3:
             ids = self.ids(answer)[:4]
@@ -95,7 +95,7 @@ class Dialogs:
         """Tokenise; a special token written out is one id."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def append(self, sequence: Sequence, text: str, *, learn: bool) -> None:
+    def append(self, sequence: TokenSequence, text: str, *, learn: bool) -> None:
         """Append the tokens of `text`, to be predicted or only to be read."""
         ids = self.ids(text)
         sequence.ids.extend(ids)

@@ -1,4 +1,4 @@
-"""Train the demo checkpoint on the CPU: `python -m ci.demo_model.train [FOLDER]` (default: ci/demo_model/checkpoint).
+"""Train the demo checkpoint on the CPU: `ci/just demo-model`.
 
 The same command gives the same bytes: one seed draws questions and first weights, torch runs its deterministic kernels on one thread
 (the sums of two threads depend on how many there are), and nothing looks at the clock. Another processor or another build of torch may
@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
 from ci.demo_model.build_tokenizer import VOCABULARY, build_tokenizer, training_text
 from ci.demo_model.corpus import HERE, read_facts, read_sections
-from ci.demo_model.dialogs import IGNORED, Dialogs, Sequence
+from ci.demo_model.dialogs import IGNORED, Dialogs, TokenSequence
 from ci.demo_model.questions import Questions
+from images.arguments import Command, Key, call, file_named
 
 SEED = 0
 STEPS = 2600
@@ -66,9 +67,9 @@ GENERATION = {
 }
 
 
-def main(arguments: list[str]) -> None:
+def run(values: Mapping[str, str]) -> int:
     """Write the checkpoint directory."""
-    folder = Path(arguments[0]) if arguments else HERE / "checkpoint"
+    folder = file_named(values["folder"])
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
@@ -82,16 +83,17 @@ def main(arguments: list[str]) -> None:
     train(model, Dialogs(tokenizer, Questions(facts, sections, SEED)))
     save(folder, model)
     print(f"model.safetensors: {(folder / 'model.safetensors').stat().st_size} bytes")
+    return 0
 
 
-def batches(dialogs: Dialogs) -> Iterator[list[Sequence]]:
+def batches(dialogs: Dialogs) -> Iterator[list[TokenSequence]]:
     """Yield endless batches of dialogs of about one length, at most TOKENS_PER_STEP tokens each, padding counted."""
     while True:
-        pool: list[Sequence] = []
+        pool: list[TokenSequence] = []
         while sum(len(s.ids) for s in pool) < POOL * TOKENS_PER_STEP:
             pool.append(dialogs.draw())
         pool.sort(key=lambda s: len(s.ids))
-        cut: list[list[Sequence]] = [[]]
+        cut: list[list[TokenSequence]] = [[]]
         for sequence in pool:
             if (len(cut[-1]) + 1) * len(sequence.ids) > TOKENS_PER_STEP:
                 cut.append([])
@@ -100,7 +102,7 @@ def batches(dialogs: Dialogs) -> Iterator[list[Sequence]]:
         yield from cut
 
 
-def padded(batch: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(batch: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
     """Make ids and labels of one width; padding stands at the end, where causal attention cannot see it."""
     width = max(len(s.ids) for s in batch)
     ids = torch.tensor([s.ids + [0] * (width - len(s.ids)) for s in batch])
@@ -161,5 +163,13 @@ def save(folder: Path, model: Ernie4_5ForCausalLM) -> None:
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+COMMAND = Command(
+    name="demo-model",
+    help="Train the demo checkpoint again.",
+    keys=(Key("folder", "Where it is written; what is there is removed first.", default=str(HERE / "checkpoint"), bare=True),),
+    run=run,
+)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call(COMMAND, sys.argv[1:]))

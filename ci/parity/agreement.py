@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ci.parity.reference import Floats, Reference
+from ci.parity.reference import Floats, RecordedAnswers
 from cpu_engine.architecture import read_config
 from cpu_engine.forward import Chunk, Transformer
 from cpu_engine.weights import load_weights
@@ -44,7 +44,7 @@ def open_model(checkpoint: Path) -> Transformer:
     return Transformer(config, load_weights(checkpoint, config, threads=1))
 
 
-def measure(model: Transformer, reference: Reference) -> Agreement:
+def measure(model: Transformer, reference: RecordedAnswers) -> Agreement:
     """Answer every prompt of `reference` alone and together, and compare."""
     singles = [alone(model, prompt, len(ids)) for prompt, ids in zip(reference.prompts, reference.greedy, strict=True)]
     ids, ends, lasts = batched(model, reference.prompts, len(reference.greedy[0]))

@@ -1,31 +1,30 @@
 """The live comparison: fresh random checkpoints, transformers' answers to them, and the CPU engine's.
 
-    python -m ci.parity.compare [--seed N]      (default: another seed each time, printed so that it can be repeated)
+    ci/just parity [seed=N]
 
 Exits with 1 if any checkpoint differs by more than `agreement.TOLERANCE` or in one greedy id.
 """
 
-import argparse
 import secrets
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ci.parity.agreement import TOLERANCE, measure, open_model
 from ci.parity.make_references import make_all
 from ci.parity.reference import load_cases
+from images.arguments import Command, Key, call, whole
 
 
-def main(arguments: list[str]) -> None:
-    """Make references with a new seed and print one line per checkpoint."""
-    parser = argparse.ArgumentParser(description="Compare the CPU engine with transformers on fresh random checkpoints.")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="first seed to try for each case (default: random)")
-    seed = parser.parse_args(arguments).seed
+def run(values: Mapping[str, str]) -> int:
+    """Make references with the seed and print one line per checkpoint."""
+    seed = int(values["seed"] or secrets.randbelow(10**6))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "parity"
-        print(f"--seed {seed}")
+        print(f"seed={seed}")
         make_all(folder, seed)
-        sys.exit(0 if compare(folder) else 1)
+        return 0 if compare(folder) else 1
 
 
 def compare(folder: Path) -> bool:
@@ -44,5 +43,13 @@ def compare(folder: Path) -> bool:
     return good
 
 
+COMMAND = Command(
+    name="parity",
+    help="Compare the CPU engine with transformers on fresh random checkpoints.",
+    keys=(Key("seed", "The first seed to try for each checkpoint; empty means another one each time, which is printed.", check=whole(0)),),
+    run=run,
+)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call(COMMAND, sys.argv[1:]))

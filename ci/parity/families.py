@@ -8,7 +8,7 @@ there nothing but config.json tells which layout the file has.
 from dataclasses import dataclass, field
 from typing import Any
 
-from ci.parity.layouts import Layout
+from ci.parity.layouts import CheckpointLayout
 
 ERNIE = {
     "architectures": ["Ernie4_5ForCausalLM"],
@@ -84,7 +84,7 @@ class Case:
     notes: str
     config: dict[str, Any] = field(repr=False)
     """config.json in Hugging Face form, without `torch_dtype`."""
-    layouts: tuple[Layout, ...]
+    layouts: tuple[CheckpointLayout, ...]
     full_precision: bool = False
     """Weights use all bits of a float32; otherwise each is a number that bfloat16, float16 and float32 all hold exactly."""
 
@@ -109,13 +109,13 @@ CASES = (
         notes="tied embeddings, no bias, two query heads per key/value head; the shape of ERNIE-4.5-0.3B in small",
         config={**ERNIE, **sizes(32, 56, 2, (4, 2), 208, 500000.0), "head_dim": 12},
         layouts=(
-            Layout(name="hf", dtype="bfloat16"),
-            Layout(name="hf_transformers5", dtype="bfloat16", saved_by_transformers=True),
-            Layout(name="hf_transformers5_sharded", dtype="bfloat16", saved_by_transformers=True, shards=2),
-            Layout(name="paddle", dtype="bfloat16", paddle=True),
-            Layout(name="paddle_fused", dtype="bfloat16", paddle=True, fused=True, transformers_version="4.56.0"),
-            Layout(name="paddle_prefix_sharded", dtype="float16", paddle=True, prefix="ernie.", shards=3),
-            Layout(name="paddle_mixed", dtype="bfloat16", paddle=True, fused=True, prefix="ernie.", shards=2, norms="float32"),
+            CheckpointLayout(name="hf", dtype="bfloat16"),
+            CheckpointLayout(name="hf_transformers5", dtype="bfloat16", saved_by_transformers=True),
+            CheckpointLayout(name="hf_transformers5_sharded", dtype="bfloat16", saved_by_transformers=True, shards=2),
+            CheckpointLayout(name="paddle", dtype="bfloat16", paddle=True),
+            CheckpointLayout(name="paddle_fused", dtype="bfloat16", paddle=True, fused=True, transformers_version="4.56.0"),
+            CheckpointLayout(name="paddle_prefix_sharded", dtype="float16", paddle=True, prefix="ernie.", shards=3),
+            CheckpointLayout(name="paddle_mixed", dtype="bfloat16", paddle=True, fused=True, prefix="ernie.", shards=2, norms="float32"),
         ),
     ),
     Case(
@@ -124,9 +124,9 @@ CASES = (
         notes="use_bias on every projection, untied lm_head (Paddle layout stores it [hidden, vocab])",
         config={**ERNIE, **sizes(32, 48, 2, (4, 2), 200, 10000.0), "head_dim": 12, "use_bias": True, "tie_word_embeddings": False},
         layouts=(
-            Layout(name="hf", dtype="float16"),
-            Layout(name="paddle", dtype="bfloat16", paddle=True),
-            Layout(name="paddle_prefix_fused", dtype="bfloat16", paddle=True, fused=True, prefix="ernie."),
+            CheckpointLayout(name="hf", dtype="float16"),
+            CheckpointLayout(name="paddle", dtype="bfloat16", paddle=True),
+            CheckpointLayout(name="paddle_prefix_fused", dtype="bfloat16", paddle=True, fused=True, prefix="ernie."),
         ),
     ),
     Case(
@@ -135,10 +135,10 @@ CASES = (
         notes="k_proj and v_proj are square, so only config.json tells [in, out] from [out, in]; one key/value head; three layers",
         config={**ERNIE, **sizes(32, 40, 3, (2, 1), 200, 500000.0), "head_dim": 32},
         layouts=(
-            Layout(name="hf", dtype="bfloat16"),
-            Layout(name="hf_dtype_4_57", dtype="bfloat16", dtype_key="dtype", transformers_version="4.57.1"),
-            Layout(name="paddle", dtype="bfloat16", paddle=True),
-            Layout(name="paddle_dtype_4_55", dtype="bfloat16", paddle=True, transformers_version="4.55.0"),
+            CheckpointLayout(name="hf", dtype="bfloat16"),
+            CheckpointLayout(name="hf_dtype_4_57", dtype="bfloat16", dtype_key="dtype", transformers_version="4.57.1"),
+            CheckpointLayout(name="paddle", dtype="bfloat16", paddle=True),
+            CheckpointLayout(name="paddle_dtype_4_55", dtype="bfloat16", paddle=True, transformers_version="4.55.0"),
         ),
     ),
     Case(
@@ -147,10 +147,10 @@ CASES = (
         notes="q/k/v bias, tied embeddings, head_dim absent from config.json, sliding_window present but switched off",
         config={**QWEN2, **sizes(40, 48, 2, (4, 2), 208, 1000000.0)},
         layouts=(
-            Layout(name="hf", dtype="bfloat16"),
-            Layout(name="hf_transformers5_sharded", dtype="bfloat16", saved_by_transformers=True, shards=2),
-            Layout(name="paddle", dtype="float16", paddle=True),
-            Layout(name="paddle_fused_sharded", dtype="bfloat16", paddle=True, fused=True, shards=2),
+            CheckpointLayout(name="hf", dtype="bfloat16"),
+            CheckpointLayout(name="hf_transformers5_sharded", dtype="bfloat16", saved_by_transformers=True, shards=2),
+            CheckpointLayout(name="paddle", dtype="float16", paddle=True),
+            CheckpointLayout(name="paddle_fused_sharded", dtype="bfloat16", paddle=True, fused=True, shards=2),
         ),
     ),
     Case(
@@ -158,7 +158,10 @@ CASES = (
         family="qwen2",
         notes="as the larger Qwen2: untied lm_head; float32 weights with all their bits; key/value heads not shared",
         config={**QWEN2, **sizes(24, 40, 2, (4, 4), 200, 10000.0), "tie_word_embeddings": False},
-        layouts=(Layout(name="hf", dtype="float32"), Layout(name="paddle_fused", dtype="float32", paddle=True, fused=True)),
+        layouts=(
+            CheckpointLayout(name="hf", dtype="float32"),
+            CheckpointLayout(name="paddle_fused", dtype="float32", paddle=True, fused=True),
+        ),
         full_precision=True,
     ),
     Case(
@@ -167,10 +170,10 @@ CASES = (
         notes="norm on q and k, head_dim differs from hidden / heads, tied",
         config={**QWEN3, **sizes(40, 56, 2, (4, 2), 208, 1000000.0), "head_dim": 16, "tie_word_embeddings": True},
         layouts=(
-            Layout(name="hf", dtype="bfloat16"),
-            Layout(name="hf_transformers5", dtype="bfloat16", saved_by_transformers=True),
-            Layout(name="paddle", dtype="bfloat16", paddle=True),
-            Layout(name="paddle_fused_sharded", dtype="float16", paddle=True, fused=True, shards=2),
+            CheckpointLayout(name="hf", dtype="bfloat16"),
+            CheckpointLayout(name="hf_transformers5", dtype="bfloat16", saved_by_transformers=True),
+            CheckpointLayout(name="paddle", dtype="bfloat16", paddle=True),
+            CheckpointLayout(name="paddle_fused_sharded", dtype="float16", paddle=True, fused=True, shards=2),
         ),
     ),
     Case(
@@ -179,9 +182,9 @@ CASES = (
         notes="untied, head_dim = hidden / heads and absent from config.json",
         config={**LLAMA, **sizes(40, 56, 2, (4, 2), 200, 10000.0)},
         layouts=(
-            Layout(name="hf", dtype="bfloat16"),
-            Layout(name="hf_fused", dtype="bfloat16", fused=True),
-            Layout(name="paddle_sharded", dtype="float16", paddle=True, shards=2),
+            CheckpointLayout(name="hf", dtype="bfloat16"),
+            CheckpointLayout(name="hf_fused", dtype="bfloat16", fused=True),
+            CheckpointLayout(name="paddle_sharded", dtype="float16", paddle=True, shards=2),
         ),
     ),
     Case(
@@ -190,8 +193,8 @@ CASES = (
         notes="head_dim set and different from hidden / heads, attention_bias, tied",
         config={**LLAMA, **sizes(32, 56, 2, (4, 1), 200, 50000.0), "head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
         layouts=(
-            Layout(name="hf", dtype="float32"),
-            Layout(name="paddle_fused", dtype="float32", paddle=True, fused=True),
+            CheckpointLayout(name="hf", dtype="float32"),
+            CheckpointLayout(name="paddle_fused", dtype="float32", paddle=True, fused=True),
         ),
         full_precision=True,
     ),

@@ -24,7 +24,7 @@ Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class CheckpointLayout:
     """How one checkpoint directory stores its weights."""
 
     name: str
@@ -45,7 +45,7 @@ class Layout:
     """The directory is written by `save_pretrained` of the installed transformers, untouched."""
 
 
-def write_checkpoint(folder: Path, layout: Layout, config: dict[str, Any], weights: Weights) -> None:
+def write_checkpoint(folder: Path, layout: CheckpointLayout, config: dict[str, Any], weights: Weights) -> None:
     """Write `weights` (Hugging Face names, [out, in], float32) and `config` into `folder` as `layout` says."""
     folder.mkdir(parents=True)
     stored = fuse(weights) if layout.fused else weights
@@ -70,12 +70,12 @@ def fuse(weights: Weights) -> Weights:
     return fused
 
 
-def rename(name: str, layout: Layout) -> str:
+def rename(name: str, layout: CheckpointLayout) -> str:
     """Put the layout's prefix where Hugging Face writes `model.`."""
     return layout.prefix + name.removeprefix("model.") if name.startswith("model.") else name
 
 
-def as_stored(name: str, tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+def as_stored(name: str, tensor: torch.Tensor, layout: CheckpointLayout) -> torch.Tensor:
     """Transpose linears for Paddle and convert to the type on disk; raise ValueError if the conversion would lose a bit."""
     dtype = layout.norms if layout.norms and "norm" in name else layout.dtype
     turned = tensor.T if layout.paddle and tensor.ndim == 2 and "embed_tokens" not in name else tensor
@@ -85,7 +85,7 @@ def as_stored(name: str, tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
     return stored
 
 
-def write_tensors(folder: Path, tensors: Weights, layout: Layout) -> None:
+def write_tensors(folder: Path, tensors: Weights, layout: CheckpointLayout) -> None:
     """Write one safetensors file, or shards of about equal size with an index."""
     metadata = {"format": "np" if layout.paddle else "pt"}
     if layout.shards == 1:

@@ -1,6 +1,6 @@
 """Make tiny random checkpoints of every family and transformers' answers to them.
 
-    python -m ci.parity.make_references [--seed N] [FOLDER]      (default folder: tests/data/parity)
+    .venv-torch/bin/python -m ci.parity.make_references [seed=N] [FOLDER]      (default folder: tests/data/parity)
 
 The answers come from the Hugging Face form as it lies on disk, so what transformers reads is what the engine reads. The Paddle forms,
 which transformers cannot read, hold the same numbers; `layouts.as_stored` refuses a conversion that would lose a bit.
@@ -8,11 +8,11 @@ A seed is taken only if greedy decoding is a meaningful check: at no step do the
 and no continuation falls into repeating a few tokens.
 """
 
-import argparse
 import itertools
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ci.parity.families import CASES, Case
-from ci.parity.layouts import Layout, Weights, write_checkpoint, write_json
-from ci.parity.reference import Reference, save_reference
+from ci.parity.layouts import CheckpointLayout, Weights, write_checkpoint, write_json
+from ci.parity.reference import RecordedAnswers, save_reference
+from images.arguments import Command, Key, call, file_named, whole
 
-DEFAULT_FOLDER = Path("tests/data/parity")
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "tests" / "data" / "parity"
 PROMPT_LENGTHS = (1, 5, 9, 17)
 GREEDY_TOKENS = 24
 LEAST_GAP = 2e-3
@@ -36,13 +37,10 @@ LEAST_DISTINCT = 12
 """Of the 24 greedy tokens of each prompt, so many must differ."""
 
 
-def main(arguments: list[str]) -> None:
+def run(values: Mapping[str, str]) -> int:
     """Write every case and index.json into the folder, replacing what was there."""
-    parser = argparse.ArgumentParser(description="Make tiny random checkpoints and transformers' answers to them.")
-    parser.add_argument("--seed", type=int, default=0, help="first seed to try for each case (default 0)")
-    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER)
-    options = parser.parse_args(arguments)
-    make_all(options.folder, options.seed)
+    make_all(file_named(values["folder"]), int(values["seed"]))
+    return 0
 
 
 def make_all(folder: Path, first_seed: int) -> None:
@@ -77,7 +75,7 @@ def make_case(folder: Path, case: Case, first_seed: int) -> dict[str, Any]:
     }
 
 
-def telling(case: Case, first_seed: int) -> tuple[int, Weights, Reference]:
+def telling(case: Case, first_seed: int) -> tuple[int, Weights, RecordedAnswers]:
     """Give the first seed from `first_seed` on for which greedy decoding is a meaningful check, with its weights and answers."""
     for seed in itertools.count(first_seed):
         weights = random_weights(case, seed)
@@ -110,20 +108,20 @@ def random_weights(case: Case, seed: int) -> Weights:
     return weights
 
 
-def store(folder: Path, layout: Layout, case: Case, weights: Weights) -> None:
+def store(folder: Path, layout: CheckpointLayout, case: Case, weights: Weights) -> None:
     """Write one checkpoint directory, by hand or through transformers' own `save_pretrained`."""
     if not layout.saved_by_transformers:
         write_checkpoint(folder, layout, case.config, weights)
         return
     with tempfile.TemporaryDirectory() as source:
-        write_checkpoint(Path(source) / "hf", Layout(name="hf", dtype="float32"), case.config, weights)
+        write_checkpoint(Path(source) / "hf", CheckpointLayout(name="hf", dtype="float32"), case.config, weights)
         model = AutoModelForCausalLM.from_pretrained(Path(source) / "hf", dtype=getattr(torch, layout.dtype))
     limit = sum(tensor.nbytes for tensor in model.state_dict().values()) // layout.shards if layout.shards > 1 else 10**9
     model.save_pretrained(folder, max_shard_size=limit)
     (folder / "generation_config.json").unlink(missing_ok=True)  # it would name ids that the reference does not honour
 
 
-def answers(case: Case, weights: Weights, seed: int) -> Reference:
+def answers(case: Case, weights: Weights, seed: int) -> RecordedAnswers:
     """Run transformers on the Hugging Face form, read back from disk, over random prompts."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder) / "hf", case.layouts[0], case.config, weights)
@@ -148,10 +146,21 @@ def answers(case: Case, weights: Weights, seed: int) -> Reference:
         logits.append(everything[: len(prompt)])
         greedy.append(tuple(ids[len(prompt) :]))
         last.append(everything[-1])
-    return Reference(
+    return RecordedAnswers(
         prompts=tuple(map(tuple, prompts)), logits=tuple(logits), greedy=tuple(greedy), last_logits=np.stack(last), smallest_gap=min(gaps)
     )
 
 
+COMMAND = Command(
+    name="make_references",
+    help="Make tiny random checkpoints and transformers' answers to them.",
+    keys=(
+        Key("folder", "Where they are written; it is emptied first.", default=str(DEFAULT_FOLDER), bare=True),
+        Key("seed", "The first seed to try for each case.", default="0", check=whole(0)),
+    ),
+    run=run,
+)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(call(COMMAND, sys.argv[1:], typed=".venv-torch/bin/python -m ci.parity.make_references"))

@@ -1,6 +1,6 @@
-"""Reference answers as data: one reference.npz per case, with numpy as its only need.
+"""RecordedAnswers answers as data: one reference.npz per case, with numpy as its only need.
 
-`load_cases` gives what tests and the live comparison walk over; a `Reference` is written by `make_references`.
+`load_cases` gives what tests and the live comparison walk over; a `RecordedAnswers` is written by `make_references`.
 """
 
 import json
@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class RecordedAnswers:
     """What transformers answers, in float32 with eager attention, on a case's weights."""
 
     prompts: tuple[tuple[int, ...], ...]
@@ -36,10 +36,10 @@ class StoredCase:
     name: str
     family: str
     checkpoints: tuple[Path, ...]
-    reference: Reference
+    reference: RecordedAnswers
 
 
-def save_reference(path: Path, reference: Reference) -> None:
+def save_reference(path: Path, reference: RecordedAnswers) -> None:
     """Write `reference` to `path`; numpy's zip entries carry no clock, so the same values give the same bytes."""
     arrays: dict[str, Any] = {
         "prompt_lengths": np.array([len(p) for p in reference.prompts], np.int32),
@@ -52,11 +52,11 @@ def save_reference(path: Path, reference: Reference) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def load_reference(path: Path) -> Reference:
+def load_reference(path: Path) -> RecordedAnswers:
     """Read what `save_reference` wrote: prompts and their logits lie one after the other, cut by `prompt_lengths`."""
     with np.load(path) as data:
         cuts = np.cumsum(data["prompt_lengths"])[:-1]
-        return Reference(
+        return RecordedAnswers(
             prompts=tuple(tuple(ids.tolist()) for ids in np.split(data["prompt_ids"], cuts)),
             logits=tuple(np.split(data["logits"], cuts)),
             greedy=tuple(tuple(row.tolist()) for row in data["greedy_ids"]),

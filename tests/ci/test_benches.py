@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from ci.bench.__main__ import BENCHES, command
 from ci.bench.soak import Sample, rises
-from ci.bench.stream import TARGETS, Cell, Row, cells, misses, tokens_of
+from ci.bench.stream import TARGETS, Cell, CellFigures, cells, misses, tokens_of
+from images.arguments import parse
 from tests import ROOT
 
 STEADY = [
@@ -20,7 +22,7 @@ STEADY = [
 
 
 def bench(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"ci.bench.{name}", *arguments]
+    command = [sys.executable, "-m", "ci.bench", name, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
 
 
@@ -56,7 +58,7 @@ def test_a_warm_up_is_no_rise() -> None:
 
 def test_missed_targets_are_named() -> None:
     cell = Cell(streams=1, rate=100, latency=50, seconds=5)
-    good = Row(wall=5.2, posts=100, processor=(0.1, 0.1, 0.1), lags=(0.05, 0.08, 0.1), last_lag=0.08, late=0, memory=80_000_000)
+    good = CellFigures(wall=5.2, posts=100, processor=(0.1, 0.1, 0.1), lags=(0.05, 0.08, 0.1), last_lag=0.08, late=0, memory=80_000_000)
     assert not list(misses(cell, good))
     bad = replace(good, wall=5.6, posts=130, last_lag=0.11)
     assert [words.split()[1] for words in misses(cell, bad)] == ["wall", "posts", "trips"]
@@ -66,13 +68,35 @@ def test_missed_targets_are_named() -> None:
 
 
 def test_cells_are_chosen_by_the_command_line() -> None:
-    assert len(cells({})) == 25
-    assert {(cell.streams, cell.rate, cell.latency) for cell in cells({"quick": ""})} == set(TARGETS)
-    assert {cell.rate for cell in cells({"rate": "40"})} == {40}
-    [one] = cells({"streams": "7", "rate": "10", "latency": "5", "seconds": "2"})
+    def chosen(*words: str) -> list[Cell]:
+        return cells(parse(command("stream"), words))
+
+    assert len(chosen()) == 25
+    assert {(cell.streams, cell.rate, cell.latency) for cell in chosen("quick=yes")} == set(TARGETS)
+    assert {cell.rate for cell in chosen("rate=40")} == {40}
+    [one] = chosen("streams=7", "rate=10", "latency=5", "seconds=2")
     assert one.tokens == 20
-    with pytest.raises(SystemExit, match="stremas: unknown"):
-        cells({"stremas": "1"})
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_refuses_a_key_that_it_does_not_take_and_lists_what_it_takes(name: str) -> None:
+    refused = bench(name, "ronds=1")
+    assert refused.returncode == 2
+    assert f"bench {name}: ronds: unknown key" in refused.stderr
+    listed = bench(name, "help")
+    assert listed.returncode == 0
+    assert listed.stdout.startswith(f"usage: ci/just bench {name} [key=value ...]\n")
+    for key in command(name).keys:
+        assert f"  {key.name} " in listed.stdout
+
+
+def test_a_bench_that_there_is_not_is_refused_with_the_nearest_one() -> None:
+    refused = bench("strat")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"bench: strat: unknown; did you mean start?; expected one of {', '.join(BENCHES)}\n",
+    )
+    assert bench("help").stdout.startswith("usage: ci/just bench api-trials|cpu|")
 
 
 def test_tokens_are_counted_and_the_opening_is_none() -> None:

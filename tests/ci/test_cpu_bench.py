@@ -22,7 +22,7 @@ FIGURES = (
 
 
 def test_the_bench_prints_every_figure_for_the_demo_checkpoint() -> None:
-    command = [sys.executable, "-m", "ci.bench.cpu", "--model", str(DEMO), "--threads", "1", "--tokens", "16"]
+    command = [sys.executable, "-m", "ci.bench", "cpu", f"model={DEMO}", "threads=1", "tokens=16"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=True).stdout
     for figure in FIGURES:
         assert re.search(figure, table), table

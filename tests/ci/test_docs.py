@@ -17,13 +17,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ci.bench.__main__ import command as bench_command
 from handler import web
 from handler.engine import free_ports
 from handler.fastdeploy.flags import variable_names
@@ -34,10 +35,6 @@ from images.__main__ import COMMANDS
 from images.arguments import Command, parse
 from tests import ROOT
 from tests.defects import DEFECTS
-from tools.deploy.order import read_order
-from tools.plan.__main__ import KEYS as PLAN_KEYS
-from tools.run import KEYS as RUN_KEYS
-from tools.serve.options import read_arguments
 
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CHANGELOG")),
@@ -59,10 +56,21 @@ ELSEWHERE = {
     "ci/just bench soak": "tests/ci/test_benches.py::test_the_soak_prints_samples_of_both_parts_and_a_verdict",
     "ci/just bench trials": "tests/handler/faults/test_random_trials.py"
     "::test_every_job_ends_once_and_whole_or_with_an_error_whatever_happens",
+    "ci/just bench api-trials": "tests/tools/deploy/test_hostile_api.py::test_deploy_survives_whatever_the_api_answers",
     "ci/just fuzz-table": "tests/ci/test_fuzz_table.py::test_of_the_odd_requests_none_waits_for_ever_and_none_gets_a_500",
 }
 """Commands that would take too long here, and the test that runs the same, or the file with which continuous integration does."""
 
+TOOLS = {
+    "run": "tools.run",
+    "serve": "tools.serve.__main__",
+    "plan": "tools.plan.__main__",
+    "deploy": "tools.deploy.__main__",
+    "sbom": "tools.sbom",
+    "generate": "tools.generate.__main__",
+    "fuzz-table": "ci.fuzz_table",
+}
+"""Recipes, and the modules that hold their commands."""
 IMAGES = {
     "build-image": "build",
     "verify-image": "verify",
@@ -190,19 +198,12 @@ def test_a_command_that_is_not_run_here_is_run_elsewhere(command: str, proof: st
 
 def takes(recipe: str, words: list[str]) -> object:
     """Read the words of a recipe as it does; raises for those that it would refuse."""
-    readers: dict[str, Callable[[], object]] = {
-        "run": lambda: [RUN_KEYS.index(word.partition("=")[0]) for word in words],
-        "serve": lambda: read_arguments(words, {}),
-        "plan": lambda: parse(Command(name="plan", help="", keys=PLAN_KEYS, run=lambda _: 0), words),
-        "deploy": lambda: read_order(words, called_from=ROOT, default_tests=ROOT),
-        "sbom": lambda: parse(importlib.import_module("tools.sbom").COMMAND, words),
-        "generate": lambda: {"--check": 0}[words[0]] if words else 0,
-        "bench": lambda: importlib.import_module(f"ci.bench.{words[0]}"),
-    }
     if recipe in IMAGES:
         return image_command(IMAGES[recipe], words)
-    if recipe in readers:
-        return readers[recipe]()
+    if recipe in TOOLS:
+        return parse(importlib.import_module(TOOLS[recipe]).COMMAND, words)
+    if recipe == "bench":
+        return parse(bench_command(words[0]), words[1:])
     if words:
         raise ValueError(f"{recipe} takes no words")
     return None
@@ -293,7 +294,7 @@ def test_every_file_and_proof_that_a_page_names_is_there(page: str) -> None:
 def codes() -> set[str]:
     """Every code of an error object that the worker, its CPU engine or the local gateway makes."""
     found = {entry[0] for entry in (*web._NOT_READY.values(), web._LEAVING)} | {"job_failed", "job_cancelled", "job_timed_out"}
-    for path in (path for folder in ("handler", "cpu_engine") for path in (ROOT / folder).rglob("*.py")):
+    for path in (path for package in ("handler", "checkpoint", "cpu_engine", "tools") for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             values: list[Any] = []
             if isinstance(node, ast.keyword) and node.arg == "code":

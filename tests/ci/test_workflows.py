@@ -18,7 +18,7 @@ import yaml
 from images.__main__ import COMMANDS
 from images.arguments import Command, parse
 from tests import ROOT
-from tools.deploy.order import read_order
+from tools.deploy.__main__ import COMMAND as DEPLOY
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 WORKFLOWS: dict[str, Any] = {path.stem: yaml.load(path.read_text(), yaml.BaseLoader) for path in FILES}  # noqa: S506  # builds only texts
@@ -140,7 +140,7 @@ def test_a_script_calls_recipes_that_exist_with_keys_that_they_take(script: str)
         assert recipe in RECIPES, recipe
         given = [re.sub(r"\$\w+", lambda name: EXAMPLES.get(name.group(), "value"), word) for word in words]
         if recipe == "deploy":
-            read_order(given, called_from=ROOT, default_tests=ROOT)
+            parse(DEPLOY, given)
         elif recipe == "sbom":
             parse(importlib.import_module("tools.sbom").COMMAND, given)
         elif recipe in images:

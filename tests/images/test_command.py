@@ -5,22 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from images.__main__ import COMMANDS
-from images.arguments import Command, Key, file_named, parse
-from images.build_errors import UnknownChoice
 from tests.images.small_world import World, make_world
-
-DEMO = Command(
-    name="demo",
-    help="Show.",
-    keys=(Key("arch", "The architecture.", required=True), Key("out", "A folder.", default="dist"), Key("dir", "A place.", bare=True)),
-    run=lambda values: len(values),  # noqa: PLW0108  # a callable of the right type
-)
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +23,6 @@ def run(world: World, *words: str, **changes: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", "images", *words], capture_output=True, text=True, timeout=50, check=False, env=environment
     )
-
-
-def test_words_may_come_in_any_order() -> None:
-    for words in permutations(["arch=sm89", "out=x=y", "a folder"]):
-        assert parse(DEMO, words) == {"arch": "sm89", "out": "x=y", "dir": "a folder"}
-    assert parse(DEMO, ["arch=cpu"]) == {"arch": "cpu", "out": "dist", "dir": ""}
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["arhc=cpu"], r"arhc: unknown key; did you mean arch\?; expected one of arch, out, dir"),
-        (["arch=cpu", "arch=sm89"], "arch: given twice"),
-        (["out=x"], "arch: missing, expected arch=...: The architecture"),
-        (["arch="], "arch: missing"),
-        (["arch=cpu", "one", "two"], "got 'two', expected key=value"),
-        (["arhc=cpu", "ot=1"], "(?s)arhc: .*ot: .*arch: missing"),
-    ],
-)
-def test_words_that_mean_nothing_are_refused_all_at_once(words: list[str], complaint: str) -> None:
-    with pytest.raises(UnknownChoice, match=complaint):
-        parse(DEMO, words)
-
-
-def test_files_are_meant_from_where_the_command_was_called() -> None:
-    assert file_named("x/y", {"CALLED_FROM": "/there"}) == Path("/there/x/y")
-    assert file_named("/abs", {"CALLED_FROM": "/there"}) == Path("/abs")
-    assert file_named("x", {}) == Path("x")
 
 
 def test_the_digest_is_the_last_line_of_building_and_of_verifying(world: World) -> None:
@@ -132,3 +94,9 @@ def test_every_command_says_what_it_takes(world: World, name: str) -> None:
     done = run(world, *([name] if name else []), "--help")
     assert done.returncode == 0, done.stderr
     assert "usage: python -m images" in done.stdout
+
+
+def test_the_usage_names_the_command_that_was_typed(world: World) -> None:
+    assert run(world, "fetch,build", "help", CALLED_AS="ci/just build-image").stdout.startswith(
+        "usage: ci/just build-image arch=... [key=value ...]"
+    )

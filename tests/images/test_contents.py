@@ -17,9 +17,10 @@ from handler.settings import read_settings
 from images import contents
 from images.build_errors import BadSource, Missing, TooLarge, UnknownChoice, Unlocked, UnsafePath
 from images.digest import Digest
+from images.gpu_types import read_gpu_types
 from images.lock import Model, ModelFile, Packages
 from images.model_layers import LARGE, groups, model_entries
-from images.releases import read_gpus, read_releases
+from images.releases import read_releases
 from images.tar import tar_size, write_tar
 from images.worker_layers import TOGETHER, worker_entries, worker_groups
 from tests.images.entry_strategies import SETTINGS, file_sets
@@ -257,7 +258,7 @@ def test_every_combination_that_exists_can_be_asked_for_and_no_other() -> None:
 
 
 def test_every_gpu_pool_has_gpus_and_the_pools_of_a_kind_do_not_mix_what_an_image_splits() -> None:
-    releases, gpus = read_releases(), read_gpus()
+    releases, gpus = read_releases(), read_gpu_types()
     split = {target.covers for target in releases.targets() if target.release == "2.3.0"}
     for pool in {gpu.pool for gpu in gpus if gpu.pool}:
         architectures = {gpu.architecture for gpu in gpus if gpu.pool == pool}

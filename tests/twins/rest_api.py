@@ -168,7 +168,7 @@ class Twin:
             "flashboot": "OFF",
             "createdAt": "2026-06-01T12:00:00Z",
             **body,
-            "gpu": {"count": 1, "allowedCudaVersions": [], "minCudaVersion": None, **body["gpu"]},
+            **_compute(body),
             "workers": workers,
             "requestUrls": {"base": f"http://{self.address}/balanced/{identity}", "health": "/ping"}
             if balanced
@@ -295,6 +295,12 @@ class Twin:
         return response
 
 
+def _compute(body: dict[str, Any]) -> dict[str, Any]:
+    if "cpu" in body:
+        return {"cpu": [{**one, "memory": 2 * one["vcpuCount"]} for one in body["cpu"]]}
+    return {"gpu": {"count": 1, "allowedCudaVersions": [], "minCudaVersion": None, **body["gpu"]}}
+
+
 def _counted(workers: list[dict[str, Any]]) -> dict[str, int]:
     states = Counter(worker["status"].lower() for worker in workers)
     return {**{state: states[state] for state in ("running", "idle", "initializing", "throttled", "unhealthy")}, "total": len(workers)}
@@ -308,7 +314,10 @@ def patched(endpoint: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         gpu["excludedTypes"] = []
     if gpu.get("minCudaVersion") == "":
         gpu["minCudaVersion"] = None
-    after["gpu"] = {**endpoint["gpu"], **gpu}
+    if "gpu" in endpoint:
+        after["gpu"] = {**endpoint["gpu"], **gpu}
+    elif "cpu" in body:
+        after |= _compute(body)
     after["workers"] = {**endpoint["workers"], **body.get("workers", {})}
     if after["type"] == "QUEUE" and after["scaling"]["type"] == "REQUEST_COUNT":  # such a queue has no idle time
         after["workers"].pop("idleTimeout", None)

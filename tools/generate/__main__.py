@@ -1,14 +1,17 @@
-"""`python -m tools.generate` writes every generated file; `--check` writes nothing, shows what would change and fails if anything would."""
+"""`ci/just generate` writes every generated file; with `--check` it writes nothing, shows what would change and fails if anything would."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from images.arguments import Command, Key, call, yes_or_no
 from tools.generate import pages
 from tools.generate.console import console
 from tools.generate.hub_listing import hub, tests
@@ -43,13 +46,10 @@ def difference(root: Path = ROOT) -> str:
     return "".join(lines)
 
 
-def main(arguments: list[str], root: Path = ROOT) -> int:
+def run(values: Mapping[str, str], root: Path = ROOT) -> int:
     """Write the files, or compare them; return the exit code."""
-    if unknown := [argument for argument in arguments if argument != "--check"]:
-        print(f"generate: {unknown[0]}: unknown, expected nothing or --check", file=sys.stderr)
-        return 2
     try:
-        if arguments:
+        if values["check"] == "yes":
             return _check(root)
         for name, text in generated(root).items():
             path = root / name
@@ -59,6 +59,19 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         print(f"generate: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+COMMAND = Command(
+    name="generate",
+    help="Write hub.json, tests.json, the console's form and the pages from the worker's tables.",
+    keys=(Key("check", "Write nothing; show what would change, and fail if anything would.", check=yes_or_no),),
+    run=run,
+)
+
+
+def main(words: Sequence[str], root: Path = ROOT) -> int:
+    """Return the exit code for the words of a command line."""
+    return call(replace(COMMAND, run=partial(run, root=root)), words)
 
 
 def _check(root: Path) -> int:

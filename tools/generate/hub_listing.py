@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from images.releases import Gpu, Target, read_gpus, read_releases
+from images.gpu_types import GpuType, read_gpu_types
+from images.releases import Target, read_releases
 from tools.generate.form_fields import Field, fields
 from tools.generate.presets import PRESETS, Preset
 from tools.plan.fit import container_disk
@@ -30,14 +31,14 @@ def image() -> Target:
 
 def pools(covers: tuple[str, ...]) -> list[str]:
     """Return the pools all of whose GPUs an image covers that covers these architectures, those with less memory first."""
-    known = {gpu.pool: gpu for gpu in read_gpus() if gpu.pool}
-    inside = {pool: {gpu.architecture for gpu in read_gpus() if gpu.pool == pool} for pool in known}
+    known = {gpu.pool: gpu for gpu in read_gpu_types() if gpu.pool}
+    inside = {pool: {gpu.architecture for gpu in read_gpu_types() if gpu.pool == pool} for pool in known}
     return sorted((pool for pool in known if inside[pool] <= set(covers)), key=lambda pool: (known[pool].gib, list(known).index(pool)))
 
 
-def covered_gpus(covers: tuple[str, ...]) -> list[Gpu]:
+def covered_gpus(covers: tuple[str, ...]) -> list[GpuType]:
     """Return the GPUs of those pools."""
-    return [gpu for pool in pools(covers) for gpu in read_gpus() if gpu.pool == pool]
+    return [gpu for pool in pools(covers) for gpu in read_gpu_types() if gpu.pool == pool]
 
 
 def hub() -> dict[str, Any]:

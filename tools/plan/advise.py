@@ -12,8 +12,8 @@ from dataclasses import replace
 from handler.errors import InvalidSettings
 from images.build_errors import UnknownChoice
 from images.releases import Releases
-from tools.plan.fit import Asked, Fit, Pool, evaluate, image_for, with_length
-from tools.plan.listing import Model
+from tools.plan.fit import Fit, PlanRequest, Pool, evaluate, image_for, with_length
+from tools.plan.listing import ModelSummary
 
 __all__ = ["change_text", "smallest_change"]
 
@@ -32,7 +32,7 @@ _SHORTEST = 1024
 """Tokens below which a shorter length is no help to anybody."""
 
 
-def smallest_change(model: Model, fit: Fit, pools: dict[str, Pool], releases: Releases) -> Fit | None:
+def smallest_change(model: ModelSummary, fit: Fit, pools: dict[str, Pool], releases: Releases) -> Fit | None:
     """Return the fit after the smallest change that fits; None where nothing that RunPod rents would."""
     for asked in _candidates(model, fit, pools):
         try:
@@ -44,7 +44,7 @@ def smallest_change(model: Model, fit: Fit, pools: dict[str, Pool], releases: Re
     return None
 
 
-def change_text(before: Asked, after: Asked) -> str:
+def change_text(before: PlanRequest, after: PlanRequest) -> str:
     """Return the arguments that differ, as they are typed."""
     pairs = {
         "gpu": (before.pool.name, after.pool.name),
@@ -55,7 +55,7 @@ def change_text(before: Asked, after: Asked) -> str:
     return " ".join(f"{key}={new}" for key, (old, new) in pairs.items() if old != new)
 
 
-def _candidates(model: Model, fit: Fit, pools: dict[str, Pool]) -> Iterator[Asked]:
+def _candidates(model: ModelSummary, fit: Fit, pools: dict[str, Pool]) -> Iterator[PlanRequest]:
     asked = fit.asked
     shorter = with_length(asked, fit)
     quantizations = [] if model.quantized or asked.quantization else _quantizations(model)
@@ -77,6 +77,6 @@ def _candidates(model: Model, fit: Fit, pools: dict[str, Pool]) -> Iterator[Aske
     yield from sorted(both, key=lambda asked: asked.pool.memory * asked.count)
 
 
-def _quantizations(model: Model) -> tuple[str, ...]:
+def _quantizations(model: ModelSummary) -> tuple[str, ...]:
     names = [str(name) for name in model.config.get("architectures", ())]
     return next((known for start, known in _QUANTIZATIONS.items() if any(name.startswith(start) for name in names)), ())

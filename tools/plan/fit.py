@@ -13,11 +13,11 @@ from handler.fastdeploy.formats import format_problems
 from handler.fastdeploy.gpus import Gpu
 from handler.settings import read_settings
 from images.build_errors import UnknownChoice, nearest
-from images.releases import Gpu as Rented
+from images.gpu_types import GpuType, named
 from images.releases import Releases, Target
-from tools.plan.listing import Model
+from tools.plan.listing import ModelSummary
 
-__all__ = ["Asked", "Fit", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
+__all__ = ["Fit", "PlanRequest", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
 
 _GIB = 1 << 30
 _SHOWN_SHARE = 15 / 16
@@ -35,16 +35,18 @@ _FREE_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """One of RunPod's pools: any of its GPUs may be given, so `memory` is what the smallest shows, in bytes."""
+    """One of RunPod's pools, or some types of one: any of its GPUs may be given, so `memory` is what the smallest shows, in bytes."""
 
     name: str
     architectures: tuple[str, ...]
     gib: int
     memory: int
+    asked: str = ""
+    """How the types were named, where the whole pool was not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PlanRequest:
     """What is to be run where; 0 and "" leave a choice to the worker."""
 
     pool: Pool
@@ -58,7 +60,7 @@ class Asked:
 class Fit:
     """What came of it: on each GPU, in bytes; lengths in tokens."""
 
-    asked: Asked
+    asked: PlanRequest
     target: Target
     parallel: int
     length: int
@@ -84,37 +86,45 @@ class Fit:
         return self.estimate.tokens(self.usable)
 
 
-def read_pools(gpus: Sequence[Rented]) -> dict[str, Pool]:
+def read_pools(gpus: Sequence[GpuType]) -> dict[str, Pool]:
     """Return RunPod's pools by name, those with less memory first."""
-    members: dict[str, list[Rented]] = {}
+    members: dict[str, list[GpuType]] = {}
     for gpu in gpus:
         if gpu.pool:
             members.setdefault(gpu.pool, []).append(gpu)
-    pools = [
-        Pool(
-            name=name,
-            architectures=tuple(sorted({gpu.architecture for gpu in inside})),
-            gib=min(gpu.gib for gpu in inside),
-            memory=min(_shown(gpu.gib) for gpu in inside),
-        )
-        for name, inside in members.items()
-    ]
+    pools = [_pool(name, inside) for name, inside in members.items()]
     return {pool.name: pool for pool in sorted(pools, key=lambda pool: pool.gib)}
 
 
-def find_pool(name: str, gpus: Sequence[Rented]) -> Pool:
-    """Return the pool of that name.
+def find_pool(name: str, gpus: Sequence[GpuType]) -> Pool:
+    """Return the pool of that name, or the part of a pool that has the GPUs of that name, such as RTX4090.
 
     Raises:
-        UnknownChoice: with those there are, and the nearest one, or the pool of the GPU that was named instead.
+        UnknownChoice: for a name of neither, with the pools there are, and for GPUs of no pool or of several.
     """
     pools = read_pools(gpus)
-    if name in pools:
-        return pools[name]
-    wanted = name.lower().replace(" ", "")
-    inside = [gpu.pool for gpu in gpus if gpu.pool and wanted and wanted in gpu.name.lower().replace(" ", "")]
-    hint = f"; {name} is in the pool {inside[0]}" if inside else nearest(name.upper(), pools)
-    raise UnknownChoice(f"gpu: got {name!r}, expected one of RunPod's pools: {', '.join(pools)}{hint}")
+    if name.upper() in pools:
+        return pools[name.upper()]
+    meant = named(name, gpus)
+    homes = sorted({gpu.pool for gpu in meant if gpu.pool})
+    if len(homes) == 1:
+        return _pool(homes[0], [gpu for gpu in meant if gpu.pool], asked=name)
+    expected = f"expected a GPU, or one of RunPod's pools: {', '.join(pools)}"
+    if homes:
+        raise UnknownChoice(f"gpu: got {name!r}, which is in {' and in '.join(homes)}; {expected}")
+    if meant:
+        raise UnknownChoice(f"gpu: got {name!r}, and {meant[0].name} is in no pool of serverless endpoints; {expected}")
+    raise UnknownChoice(f"gpu: got {name!r}, {expected}{nearest(name.upper(), pools)}")
+
+
+def _pool(name: str, gpus: Sequence[GpuType], asked: str = "") -> Pool:
+    return Pool(
+        name=name,
+        architectures=tuple(sorted({gpu.architecture for gpu in gpus})),
+        gib=min(gpu.gib for gpu in gpus),
+        memory=min(_shown(gpu.gib) for gpu in gpus),
+        asked=asked,
+    )
 
 
 def image_for(pool: Pool, releases: Releases, release: str = "") -> Target:
@@ -135,7 +145,7 @@ def image_for(pool: Pool, releases: Releases, release: str = "") -> Target:
     )
 
 
-def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
+def evaluate(model: ModelSummary, asked: PlanRequest, target: Target) -> Fit:
     """Return how a model fits.
 
     Raises:
@@ -167,7 +177,7 @@ def evaluate(model: Model, asked: Asked, target: Target) -> Fit:
     )
 
 
-def _decision(model: Model, asked: Asked, target: Target) -> Decision:
+def _decision(model: ModelSummary, asked: PlanRequest, target: Target) -> Decision:
     """Return what the worker would decide on such a machine."""
     texts = {
         "MODEL": model.name,
@@ -186,7 +196,7 @@ def _release(target: Target) -> str:
     return ".".join(target.release.split(".")[:2])
 
 
-def unserved(model: Model, target: Target) -> str:
+def unserved(model: ModelSummary, target: Target) -> str:
     """Return why the image's release cannot read the checkpoint; "" where it may."""
     return "; ".join(problem.removeprefix("MODEL: ") for problem in format_problems(model.config, _release(target)))
 
@@ -196,7 +206,7 @@ def container_disk(stored: int) -> int:
     return math.ceil((stored / 1e9 + _BESIDE_WEIGHTS) / (1 - _FREE_SHARE))
 
 
-def with_length(asked: Asked, fit: Fit) -> Asked:
+def with_length(asked: PlanRequest, fit: Fit) -> PlanRequest:
     """Return the same with the longest requests that there is cache for, in whole blocks of 64 tokens."""
     return replace(asked, length=fit.tokens // 64 * 64)
 

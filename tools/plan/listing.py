@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ from checkpoint.config import read_config
 from checkpoint.files import wanted
 from checkpoint.hub import Hub, list_files
 from checkpoint.unavailable import ModelUnavailable
+from images.build_errors import nearest
 from tools.generate.presets import PRESETS
 
-__all__ = ["Model", "read_model"]
+__all__ = ["ModelSummary", "read_model"]
 
 _WEIGHTS = (".safetensors", ".pdparams", ".bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class ModelSummary:
     """`stored` are the bytes of its weights' files, `download` those of all that a worker fetches."""
 
     name: str
@@ -41,7 +41,7 @@ class Model:
         return self.stored // 2 if wide else self.stored
 
 
-def read_model(name: str, directory: Path, hub: Hub) -> Model:
+def read_model(name: str, directory: Path, hub: Hub) -> ModelSummary:
     """Return the model in `directory` if that is one, else the repository `name` of the hub; no weight is read.
 
     Raises:
@@ -54,7 +54,7 @@ def read_model(name: str, directory: Path, hub: Hub) -> Model:
     return _from_hub(name, hub)
 
 
-def _from_directory(name: str, directory: Path) -> Model:
+def _from_directory(name: str, directory: Path) -> ModelSummary:
     try:
         config = read_config(directory)
     except ModelUnavailable as error:
@@ -63,14 +63,15 @@ def _from_directory(name: str, directory: Path) -> Model:
     return _model(name, config, {path: sizes[path] for path in wanted(sizes)})
 
 
-def _from_hub(name: str, hub: Hub) -> Model:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
+def _from_hub(name: str, hub: Hub) -> ModelSummary:
     try:
         listing = list_files(name, "", hub)
     except ModelUnavailable as error:
-        raise ModelUnavailable(f"{error}{_like(name)}") from None
+        raise ModelUnavailable(f"{error}{_like(name) if _says_missing(error.__cause__) else ''}") from None
+    # Not before: the library does not import with an address that is none, which `list_files` refuses.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             endpoint, token = hub.endpoint or None, hub.token or None
@@ -81,16 +82,24 @@ def _from_hub(name: str, hub: Hub) -> Model:
     return _model(name, config, {file.path: file.size for file in listing.files})
 
 
-def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Model:
+def _says_missing(cause: BaseException | None) -> bool:
+    """Tell whether the hub has answered that there is no such repository; one that cannot be reached says nothing about the name."""
+    if cause is None:
+        return False
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 404)
+
+
+def _model(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -> ModelSummary:
     stored = sum(size for path, size in sizes.items() if "/" not in path and path.endswith(_WEIGHTS))
     if not stored:
         raise ModelUnavailable(
             f"model={name}: no weights: expected files *.safetensors, *.pdparams or pytorch_model*.bin beside config.json"
         )
-    return Model(name=name, config=config, stored=stored, download=sum(sizes.values()))
+    return ModelSummary(name=name, config=config, stored=stored, download=sum(sizes.values()))
 
 
 def _like(name: str) -> str:
-    known = {str(preset.defaults["MODEL"]) for preset in PRESETS} - {name}
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-    return f"; did you mean {near[0]}?" if near else ""
+    known = {str(preset.defaults["MODEL"]) for preset in PRESETS}
+    return "" if name in known else nearest(name, sorted(known), closeness=0.8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from checkpoint.progress import size_text
 from tools.plan.advise import change_text
 from tools.plan.fit import Fit, container_disk, unserved
-from tools.plan.listing import Model
+from tools.plan.listing import ModelSummary
 
 __all__ = ["report"]
 
@@ -16,14 +16,14 @@ _START = (22, 38)
 """Seconds that FastDeploy 2.3 to 2.6 took from its start to its first answer beside the weights, measured on two cores without a GPU."""
 
 
-def report(model: Model, fit: Fit, change: Fit | None) -> str:
+def report(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
     """Return the lines of a plan; `change` is the smallest change that fits where the plan itself does not."""
     asked, needed = fit.asked, fit.estimate
     sharing = f" / {fit.parallel} GPUs" if fit.parallel > 1 else ""
     bits = "as stored" if model.quantized else asked.quantization or "16 bits"
     rows = {
         "model": model.name,
-        "GPUs": f"{asked.count} x {asked.pool.name}: {asked.pool.gib} GiB, {'/'.join(asked.pool.architectures)}",
+        "GPUs": f"{asked.count} x {asked.pool.asked or asked.pool.name}: {asked.pool.gib} GiB, {'/'.join(asked.pool.architectures)}",
         "image": fit.target.arguments,
         "tensor parallel": str(fit.parallel) + _idle(fit),
         "weights": f"{size_text(model.stored)} in files, {size_text(needed.weights)} on each GPU ({bits}{sharing})",
@@ -53,7 +53,7 @@ def _left(fit: Fit) -> str:
     return f"{size_text(fit.left)}: cache for {fit.tokens} tokens, {at_once} request{'s' * (at_once != 1)} of full length at the same time"
 
 
-def _verdict(model: Model, fit: Fit, change: Fit | None) -> str:
+def _verdict(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
     if problems := unserved(model, fit.target):
         return f"cannot be served: {problems}"
     if fit.fits:

@@ -3,14 +3,14 @@
 A client talks to `http://127.0.0.1:8000/v2/local/...` as it will talk to `https://api.runpod.ai/v2/ENDPOINT/...`; behind it the real worker
 takes jobs through the real RunPod SDK.
 
-1. `variables`     what the worker gets of the caller's environment.
-2. `arguments`     turns `key=value` words into frozen `Options`.
-3. `worker`        starts `python -m handler` as a child process and ends it with everything that it started.
-4. `book`          keeps every job's policy, state and result, as long as the platform does.
-5. `operations`    `/run`, `/runsync`, `/status`, `/stream`, `/cancel`, `/retry`, `/purge-queue`, `/health`.
-6. `openai_route`  `/openai/v1/...`.
-7. `gateway`       puts the routes behind the key, and with them the page at `/` (`page/`).
-8. `__main__`      binds the port, starts the worker, waits, cleans up, and ends with the right exit code.
+1. `worker_variables`  the worker's environment, from its caller's.
+2. `options`           the arguments as frozen `Options`.
+3. `worker_process`    `python -m handler` as a child process, ended with everything that it started.
+4. `job_table`         every job's policy, state and result, kept as long as the platform keeps them.
+5. `operations`        `/run`, `/runsync`, `/status`, `/stream`, `/cancel`, `/retry`, `/purge-queue`, `/health`.
+6. `openai_route`      `/openai/v1/...`.
+7. `gateway`           the routes behind the key, closed to pages of other sites, and the page at `/` (`page/`).
+8. `__main__`          bind the port, start the worker, wait, clean up, and end with the right exit code.
 
 The job API that the worker uses is `tools.serve.job_server`. Whatever RunPod does not document is marked "unverified" where it is decided.
 

@@ -50,7 +50,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class FaultedRequest:
     """One request that a fault befell."""
 
     at: float
@@ -117,7 +117,7 @@ class JobServer:
         """Round trip added to every POST, half before it counts and half after."""
         self.faults: dict[Kind, Fault] = {}
         """Per kind of request; used up ones are removed."""
-        self.refusals: list[Refusal] = []
+        self.refusals: list[FaultedRequest] = []
         self.jobs: dict[str, Job] = {}
         self.takes: list[Take] = []
         self.pings: list[Ping] = []
@@ -349,7 +349,7 @@ class JobServer:
         fault.times -= 1
         if fault.times <= 0:
             del self.faults[kind]
-        self.refusals.append(Refusal(at=time.monotonic(), kind=kind, job=request.match_info.get("job", "")))
+        self.refusals.append(FaultedRequest(at=time.monotonic(), kind=kind, job=request.match_info.get("job", "")))
         await asyncio.sleep(fault.silence)
         if fault.status is None and request.transport is not None:
             request.transport.abort()

@@ -17,14 +17,14 @@ from uuid import uuid4
 from tools.serve.job_server import JobServer
 from tools.serve.platform_job import Job
 
-__all__ = ["Book", "Entry", "Refusal", "Rules"]
+__all__ = ["JobTable", "PlatformLimits", "RequestRefused", "TrackedJob"]
 
 State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 _RECORDS_KEPT = 1000
 _MAX_TTL_S = 7 * 86400.0
 
 
-class Refusal(Exception):
+class RequestRefused(Exception):
     """A request that is not served: the HTTP status and what is wrong."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
@@ -33,7 +33,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class PlatformLimits:
     """RunPod's figures, in seconds, bytes and jobs."""
 
     run_bytes: int = 10_000_000
@@ -50,8 +50,8 @@ class Rules:
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
-    """One job in the book."""
+class TrackedJob:
+    """One job in the table."""
 
     job: Job
     execution_s: float
@@ -84,17 +84,17 @@ class Entry:
         return shown
 
 
-class Book:
+class JobTable:
     """All jobs of one endpoint; an async context manager that ends every open job when it is left."""
 
-    def __init__(self, jobs: JobServer, rules: Rules) -> None:
-        self.jobs, self.rules = jobs, rules
-        self.entries: dict[str, Entry] = {}
+    def __init__(self, jobs: JobServer, limits: PlatformLimits) -> None:
+        self.jobs, self.limits = jobs, limits
+        self.entries: dict[str, TrackedJob] = {}
         self.ended: Counter[State] = Counter()
         self.retried = 0
         self._trimming: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Book:
+    async def __aenter__(self) -> JobTable:
         self._trimming = asyncio.create_task(self._trim())
         return self
 
@@ -106,26 +106,26 @@ class Book:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def submit(self, job_input: Any, *, kept_s: float, policy: object = None, prefix: str = "") -> Entry:
+    def submit(self, job_input: Any, *, kept_s: float, policy: object = None, prefix: str = "") -> TrackedJob:
         """Queue a job.
 
         Raises:
-            Refusal: 400 when the policy does not fit, 429 when the queue is full.
+            RequestRefused: 400 when the policy does not fit, 429 when the queue is full.
         """
         execution_s, ttl_s = self._policy(policy)
-        if len(self.entries) >= self.rules.queue and self.counts()["inQueue"] >= self.rules.queue:
-            raise Refusal(429, f"the queue holds {self.rules.queue} jobs, which is RunPod's limit for one worker; try again later")
+        if len(self.entries) >= self.limits.queue and self.counts()["inQueue"] >= self.limits.queue:
+            raise RequestRefused(429, f"the queue holds {self.limits.queue} jobs, which is RunPod's limit for one worker; try again later")
         job = self.jobs.submit(job_input, id=prefix + str(uuid4()))
-        return self._enter(Entry(job=job, execution_s=execution_s, ttl_s=ttl_s, kept_s=kept_s))
+        return self._enter(TrackedJob(job=job, execution_s=execution_s, ttl_s=ttl_s, kept_s=kept_s))
 
-    def find(self, job_id: str) -> Entry:
-        """The entry of a job; raises Refusal, 404, when there is none or it is gone."""
+    def find(self, job_id: str) -> TrackedJob:
+        """The entry of a job; raises RequestRefused, 404, when there is none or it is gone."""
         entry = self.entries.get(job_id)
         if entry is None:
-            raise Refusal(404, f"job {job_id}: not found; it never was, or its result is no longer kept")
+            raise RequestRefused(404, f"job {job_id}: not found; it never was, or its result is no longer kept")
         return entry
 
-    def stop(self, entry: Entry) -> None:
+    def stop(self, entry: TrackedJob) -> None:
         """Cancel a job in whatever state it is; its worker is told."""
         self.jobs.stop(entry.job.id)
 
@@ -141,14 +141,14 @@ class Book:
             self.stop(entry)
         return len(queued)
 
-    def retry(self, entry: Entry) -> Entry:
-        """Queue the same input under the same id; raises Refusal, 400, unless the job failed or timed out."""
+    def retry(self, entry: TrackedJob) -> TrackedJob:
+        """Queue the same input under the same id; raises RequestRefused, 400, unless the job failed or timed out."""
         if entry.state not in {"FAILED", "TIMED_OUT"}:
-            raise Refusal(400, f"job {entry.job.id}: it is {entry.state}, expected FAILED or TIMED_OUT")
+            raise RequestRefused(400, f"job {entry.job.id}: it is {entry.state}, expected FAILED or TIMED_OUT")
         self.forget(entry.job.id)
         self.retried += 1
         job = self.jobs.submit(entry.job.input, id=entry.job.id)
-        return self._enter(Entry(job=job, execution_s=entry.execution_s, ttl_s=entry.ttl_s, kept_s=entry.kept_s))
+        return self._enter(TrackedJob(job=job, execution_s=entry.execution_s, ttl_s=entry.ttl_s, kept_s=entry.kept_s))
 
     def forget(self, job_id: str) -> None:
         """Drop a job with all that is known about it; one that still runs is cancelled first."""
@@ -161,7 +161,7 @@ class Book:
             entry.watch.cancel()
         del self.jobs.jobs[job_id]
 
-    def forget_after(self, entry: Entry, seconds: float) -> None:
+    def forget_after(self, entry: TrackedJob, seconds: float) -> None:
         """Drop this entry, whatever its state then."""
 
         def forget() -> None:
@@ -181,12 +181,12 @@ class Book:
             "retried": self.retried,
         }
 
-    def _enter(self, entry: Entry) -> Entry:
+    def _enter(self, entry: TrackedJob) -> TrackedJob:
         self.entries[entry.job.id] = entry
         entry.watch = asyncio.create_task(self._watch(entry))
         return entry
 
-    async def _watch(self, entry: Entry) -> None:
+    async def _watch(self, entry: TrackedJob) -> None:
         """Follow one job through its life: queue, execution, retention; its time to live bounds them all."""
         job, dies_at = entry.job, time.monotonic() + entry.ttl_s
         try:
@@ -200,7 +200,7 @@ class Book:
         await asyncio.sleep(max(0.0, min(entry.kept_s, dies_at - time.monotonic())))
         self.forget(job.id)
 
-    def _count(self, entry: Entry) -> None:
+    def _count(self, entry: TrackedJob) -> None:
         self.ended[entry.state] += not entry.counted
         entry.counted = True
 
@@ -215,11 +215,11 @@ class Book:
     def _policy(self, policy: object) -> tuple[float, float]:
         """Return execution timeout and time to live in seconds."""
         if policy is None:
-            return self.rules.execution_s, self.rules.ttl_s
+            return self.limits.execution_s, self.limits.ttl_s
         if not isinstance(policy, dict):
-            raise Refusal(400, "policy: expected an object with executionTimeout, ttl or lowPriority", param="policy")
-        execution = _seconds(policy, "executionTimeout", self.rules.execution_s, self.rules.least_execution_s)
-        return execution, _seconds(policy, "ttl", self.rules.ttl_s, self.rules.least_ttl_s)
+            raise RequestRefused(400, "policy: expected an object with executionTimeout, ttl or lowPriority", param="policy")
+        execution = _seconds(policy, "executionTimeout", self.limits.execution_s, self.limits.least_execution_s)
+        return execution, _seconds(policy, "ttl", self.limits.ttl_s, self.limits.least_ttl_s)
 
 
 def _seconds(policy: dict[str, Any], name: str, default: float, least: float) -> float:
@@ -228,7 +228,7 @@ def _seconds(policy: dict[str, Any], name: str, default: float, least: float) ->
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value / 1000 <= _MAX_TTL_S:
         bounds = f"{least * 1000:g} to {_MAX_TTL_S * 1000:.0f}"
-        raise Refusal(400, f"policy.{name}: got {value!r}, expected milliseconds from {bounds}", param=f"policy.{name}")
+        raise RequestRefused(400, f"policy.{name}: got {value!r}, expected milliseconds from {bounds}", param=f"policy.{name}")
     return float(value) / 1000
 
 

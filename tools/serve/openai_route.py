@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tools.serve.job_table import Book, Entry, Refusal
+from tools.serve.job_table import JobTable, RequestRefused, TrackedJob
 from tools.serve.operations import read_json
 
 __all__ = ["OpenAIRoute", "error_response"]
@@ -39,29 +39,29 @@ _CANCELLED_KEPT_S = 60.0
 
 
 class OpenAIRoute:
-    """The route over one book of jobs."""
+    """The route over one table of jobs."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, table: JobTable) -> None:
+        self._table = table
 
     def routes(self) -> list[web.RouteDef]:
         """Every route below /openai/v1."""
-        path = f"/v2/{self._book.jobs.endpoint}/openai/{{route:v1/.+}}"
+        path = f"/v2/{self._table.jobs.endpoint}/openai/{{route:v1/.+}}"
         return [web.get(path, self._answer), web.post(path, self._answer)]
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        body = await read_json(request, self._book.rules.runsync_bytes) if request.method == "POST" else {}
+        body = await read_json(request, self._table.limits.runsync_bytes) if request.method == "POST" else {}
         route = f"/{request.match_info['route']}" + (f"?{request.query_string}" if request.query_string else "")
-        entry = self._book.submit({"openai_route": route, "openai_input": body}, kept_s=_CANCELLED_KEPT_S)
+        entry = self._table.submit({"openai_route": route, "openai_input": body}, kept_s=_CANCELLED_KEPT_S)
         try:
             response = await self._relay(request, entry)
-            self._book.forget(entry.job.id)
+            self._table.forget(entry.job.id)
             return response
         finally:
-            if entry.job.id in self._book.entries:
-                self._book.stop(entry)
+            if entry.job.id in self._table.entries:
+                self._table.stop(entry)
 
-    async def _relay(self, request: web.Request, entry: Entry) -> web.StreamResponse:
+    async def _relay(self, request: web.Request, entry: TrackedJob) -> web.StreamResponse:
         """Wait for the first value, or the end, which decide the form of the answer."""
         job = entry.job
         await job.bell.until(lambda: bool(job.stream) or job.has_ended, None)
@@ -75,7 +75,7 @@ class OpenAIRoute:
             return web.Response(text="".join(output), content_type="text/event-stream")
         return web.json_response(output[0] if isinstance(output, list) and len(output) == 1 else output)
 
-    async def _events(self, request: web.Request, entry: Entry) -> web.StreamResponse:
+    async def _events(self, request: web.Request, entry: TrackedJob) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
         await response.prepare(request)
         async for value in entry.job:
@@ -92,13 +92,13 @@ def error_response(status: int, body: dict[str, Any]) -> web.Response:
     return web.json_response(body, status=status)
 
 
-def error_object(refusal: Refusal) -> dict[str, Any]:
+def error_object(refusal: RequestRefused) -> dict[str, Any]:
     """Return the OpenAI error object for what the gateway itself refuses."""
     type_ = _TYPES.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
     return {"error": {"message": str(refusal), "type": type_, "param": refusal.param, "code": None}}
 
 
-def _failure(entry: Entry) -> tuple[int, dict[str, Any]]:
+def _failure(entry: TrackedJob) -> tuple[int, dict[str, Any]]:
     """Return the status and the error object of a job that did not complete."""
     if entry.state != "FAILED":
         message = entry.shown().get("error") or "the job was cancelled before it was done"

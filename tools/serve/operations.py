@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tools.serve.job_table import Book, Entry, Refusal
+from tools.serve.job_table import JobTable, RequestRefused, TrackedJob
 
 __all__ = ["Operations", "read_json"]
 
@@ -27,14 +27,14 @@ _LEAST_WAIT_MS, _MOST_WAIT_MS = 1000, 300_000
 
 
 class Operations:
-    """The routes over one book of jobs."""
+    """The routes over one table of jobs."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, table: JobTable) -> None:
+        self._table = table
 
     def routes(self) -> list[web.RouteDef]:
         """Everything below /v2/ENDPOINT but the OpenAI route and the job API."""
-        base = f"/v2/{self._book.jobs.endpoint}"
+        base = f"/v2/{self._table.jobs.endpoint}"
         return [
             web.post(f"{base}/run", self._run),
             web.post(f"{base}/runsync", self._runsync),
@@ -47,30 +47,30 @@ class Operations:
         ]
 
     async def _run(self, request: web.Request) -> web.Response:
-        rules = self._book.rules
-        entry = await self._submit(request, rules.run_bytes, kept_s=rules.run_kept_s)
+        limits = self._table.limits
+        entry = await self._submit(request, limits.run_bytes, kept_s=limits.run_kept_s)
         return web.json_response({"id": entry.job.id, "status": "IN_QUEUE"})
 
     async def _runsync(self, request: web.Request) -> web.Response:
-        rules = self._book.rules
+        limits = self._table.limits
         wait_s = _milliseconds(request, "wait", _LEAST_WAIT_MS, _MOST_WAIT_MS)
-        wait_s = rules.wait_s if wait_s is None else wait_s
-        entry = await self._submit(request, rules.runsync_bytes, kept_s=max(rules.runsync_kept_s, wait_s), prefix="sync-")
+        wait_s = limits.wait_s if wait_s is None else wait_s
+        entry = await self._submit(request, limits.runsync_bytes, kept_s=max(limits.runsync_kept_s, wait_s), prefix="sync-")
         with contextlib.suppress(TimeoutError):
             await entry.job.bell.until(lambda: entry.job.has_ended, wait_s)
         return web.json_response(entry.shown())
 
-    async def _submit(self, request: web.Request, limit: int, *, kept_s: float, prefix: str = "") -> Entry:
+    async def _submit(self, request: web.Request, limit: int, *, kept_s: float, prefix: str = "") -> TrackedJob:
         body = await read_json(request, limit)
         if "input" not in body:
-            raise Refusal(400, 'input: missing, expected a JSON object such as {"input": {"prompt": "Hello"}}', param="input")
-        return self._book.submit(body["input"], kept_s=kept_s, policy=body.get("policy"), prefix=prefix)
+            raise RequestRefused(400, 'input: missing, expected a JSON object such as {"input": {"prompt": "Hello"}}', param="input")
+        return self._table.submit(body["input"], kept_s=kept_s, policy=body.get("policy"), prefix=prefix)
 
     async def _status(self, request: web.Request) -> web.Response:
         entry = self._entry(request)
         ttl_s = _milliseconds(request, "ttl", 0, 7 * 86_400_000)
         if ttl_s is not None:
-            self._book.forget_after(entry, ttl_s)
+            self._table.forget_after(entry, ttl_s)
         return web.json_response(entry.shown())
 
     async def _stream(self, request: web.Request) -> web.Response:
@@ -83,29 +83,29 @@ class Operations:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         entry = self._entry(request)
-        self._book.stop(entry)
+        self._table.stop(entry)
         return web.json_response({"id": entry.job.id, "status": entry.state})
 
     async def _retry(self, request: web.Request) -> web.Response:
-        entry = self._book.retry(self._entry(request))
+        entry = self._table.retry(self._entry(request))
         return web.json_response({"id": entry.job.id, "status": "IN_QUEUE"})
 
     async def _purge(self, _: web.Request) -> web.Response:
-        return web.json_response({"removed": self._book.purge(), "status": "completed"})
+        return web.json_response({"removed": self._table.purge(), "status": "completed"})
 
     async def _health(self, _: web.Request) -> web.Response:
-        counts, ready = self._book.counts(), bool(self._book.jobs.takes or self._book.jobs.open_takes)
+        counts, ready = self._table.counts(), bool(self._table.jobs.takes or self._table.jobs.open_takes)
         running = int(ready and counts["inProgress"] > 0)
         workers = {"idle": int(ready) - running, "initializing": int(not ready), "ready": int(ready), "running": running}
         return web.json_response({"jobs": counts, "workers": workers | {"throttled": 0, "unhealthy": 0}})
 
-    def _entry(self, request: web.Request) -> Entry:
-        return self._book.find(request.match_info["job"])
+    def _entry(self, request: web.Request) -> TrackedJob:
+        return self._table.find(request.match_info["job"])
 
 
 async def read_json(request: web.Request, limit: int) -> dict[str, Any]:
-    """Return the object in a request's body; raises Refusal, 413 above `limit` bytes, 400 when it is none."""
-    too_large = Refusal(413, f"body: more than {limit} bytes, which is RunPod's limit for this operation")
+    """Return the object in a request's body; raises RequestRefused, 413 above `limit` bytes, 400 when it is none."""
+    too_large = RequestRefused(413, f"body: more than {limit} bytes, which is RunPod's limit for this operation")
     if (request.content_length or 0) > limit:
         raise too_large
     body = bytearray()
@@ -116,9 +116,9 @@ async def read_json(request: web.Request, limit: int) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"body: expected a JSON object ({error})") from None
+        raise RequestRefused(400, f"body: expected a JSON object ({error})") from None
     if not isinstance(value, dict):
-        raise Refusal(400, "body: expected a JSON object")
+        raise RequestRefused(400, "body: expected a JSON object")
     return value
 
 
@@ -128,5 +128,5 @@ def _milliseconds(request: web.Request, name: str, least: int, most: int) -> flo
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        raise Refusal(400, f"{name}: got {text!r}, expected milliseconds from {least} to {most}", param=name)
+        raise RequestRefused(400, f"{name}: got {text!r}, expected milliseconds from {least} to {most}", param=name)
     return int(text) / 1000

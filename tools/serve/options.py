@@ -1,68 +1,73 @@
-"""Read the words after `ci/just serve` into `Options`."""
+"""The arguments of `ci/just serve`, and the frozen `Options` that they become."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from tools.serve.worker_variables import worker_variables
+from images.arguments import Key, Kind, file_named, one_of, some, whole
+from images.build_errors import UnknownChoice
+from tools.serve.worker_variables import API_KEY, MODEL_KEY, worker_variables
 
-__all__ = ["Options", "UsageError", "read_arguments"]
-
-_ENGINES = ("cpu", "fastdeploy", "auto")
-_KEYS = ("port", "model", "engine", "endpoint", "api_key")
+__all__ = ["KEYS", "Options", "read_options"]
 
 
-class UsageError(Exception):
-    """The person who typed the command must change it; the message says how."""
+def _endpoint(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise ValueError(text)
+    return text
+
+
+KEYS = (
+    Key("port", "The port on 127.0.0.1; 0 takes a free one.", default="8000", check=whole(0, 65535)),
+    MODEL_KEY,
+    Key("engine", "What computes the answers; ENGINE, or else cpu, where it is not given.", check=one_of("cpu", "fastdeploy", "auto")),
+    Key("endpoint", "The endpoint's id in addresses.", default="local", check=Kind("letters, digits, - or _", _endpoint)),
+    Key("api-key-file", f"A file with the key that clients must send; {API_KEY} may hold the key itself.", check=some("a file")),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to serve and where. `port` 0 takes a free one; an empty `api_key` lets everybody in; `variables` are the worker's own."""
+    """What to serve and where. `port` 0 takes a free one; an empty `api_key` admits every client; `variables` are the worker's own."""
 
     port: int = 8000
     endpoint: str = "local"
     api_key: str = field(default="", repr=False)
+    key_file: Path | None = None
+    """The file that the key is from; None where it is from the environment."""
     model: str = "demo"
     """The name that clients give."""
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_arguments(arguments: list[str], environment: Mapping[str, str]) -> Options:
-    """Return the options for `key=value` words; variables that steer a worker are taken from the environment.
+def read_options(values: Mapping[str, str], environment: Mapping[str, str]) -> Options:
+    """Return the options for the values of KEYS; variables of the worker are taken from the environment.
 
     Raises:
-        UsageError: a key is unknown or given twice, or a value does not fit.
+        UnknownChoice: when the file with the key cannot be read, or holds none.
     """
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in _KEYS or not equals:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"; did you mean {near[0]}=?" if near else ""
-            raise UsageError(f"{argument}: expected one of {', '.join(f'{known}=...' for known in _KEYS)}{hint}")
-        if key in given:
-            raise UsageError(f"{key}: given twice, as {given[key]} and {value}; expected once")
-        given[key] = value
-    options = Options(port=_port(given.get("port", "8000")), api_key=given.get("api_key", ""))
-    if "endpoint" in given:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", given["endpoint"]):
-            raise UsageError(f"endpoint: got {given['endpoint']!r}, expected letters, digits, - or _")
-        options = replace(options, endpoint=given["endpoint"])
-    if given.get("engine", "cpu") not in _ENGINES:
-        raise UsageError(f"engine: got {given['engine']!r}, expected one of {', '.join(_ENGINES)}")
-    if given.get("model") == "":
-        raise UsageError("model: got nothing, expected a Hugging Face repository (org/name) or a directory")
-    variables = worker_variables(environment, model=given.get("model", ""))
-    if "engine" in given:
-        variables["ENGINE"] = given["engine"]
-    return replace(options, model=variables["SERVED_MODEL_NAME"], variables=variables)
+    variables = worker_variables(environment, model=values["model"])
+    if values["engine"]:
+        variables["ENGINE"] = values["engine"]
+    key_file = file_named(values["api-key-file"], environment).resolve() if values["api-key-file"] else None
+    return Options(
+        port=int(values["port"]),
+        endpoint=values["endpoint"],
+        api_key=_read_key(key_file) if key_file else environment.get(API_KEY, "").strip(),
+        key_file=key_file,
+        model=variables["SERVED_MODEL_NAME"],
+        variables=variables,
+    )
 
 
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
-        raise UsageError(f"port: got {text!r}, expected a whole number from 0 to 65535 (0 takes a free port)")
-    return int(text)
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UnknownChoice(f"api-key-file: {path}: cannot be read ({error})") from None
+    if not key:
+        raise UnknownChoice(f"api-key-file: {path}: got an empty file, expected a key")
+    return key

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import tomli
 
-__all__ = ["Worker", "job_key"]
+__all__ = ["LocalWorker", "job_key"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -32,14 +32,14 @@ def job_key(home: Path, fallback: str) -> str:
     return str(profile.get("api_key", "")) if isinstance(profile, dict) and profile else fallback
 
 
-class Worker:
+class LocalWorker:
     """`python -m handler` with the given variables; an async context manager. What it prints goes to stderr."""
 
     def __init__(self, variables: Mapping[str, str], *, stop_s: float) -> None:
         """`stop_s` is how long it may take to end after SIGTERM."""
         self._variables, self._stop_s = variables, stop_s
 
-    async def __aenter__(self) -> Worker:
+    async def __aenter__(self) -> LocalWorker:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

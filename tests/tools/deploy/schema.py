@@ -57,6 +57,17 @@ _FIELDS: dict[str, Any] = {
             "idleTimeout": {"type": "integer", "minimum": 1, "maximum": 3600},
         },
     },
+    "cpu": {
+        "type": "array",
+        "minItems": 1,
+        "uniqueItems": True,
+        "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["id", "vcpuCount"],
+            "properties": {"id": {"type": "string", "minLength": 1}, "vcpuCount": {"enum": [2, 4, 8, 16, 32, 64]}},
+        },
+    },
     "timeout": {"type": "integer"},
     "flashboot": {"enum": ["OFF", "FLASHBOOT", "PRIORITY_FLASHBOOT"]},
     "networkVolumes": _TEXTS,
@@ -66,7 +77,8 @@ _FIELDS: dict[str, Any] = {
 CREATE: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["name", "type", "scaling", "image", "gpu"],
+    "required": ["name", "type", "scaling", "image"],
+    "oneOf": [{"required": ["gpu"]}, {"required": ["cpu"]}],
     "properties": {**_FIELDS, "type": {"enum": ["QUEUE", "LOAD_BALANCER"]}, "gpu": {**_gpu(_CUDA), "required": ["pools"]}},
     "allOf": [
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -263,7 +264,7 @@ async def test_problems_of_the_api_are_sentences(twin: Twin) -> None:
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [({"wrong": 1}, "expected a list of workers, got {'wrong': 1}"), ([1], "5 times: 200, and no JSON object")],
+    [({"wrong": 1}, "5 times: an answer of another form: workers: missing"), ([1], "the answer: got a list, expected a table")],
     ids=["table", "list"],
 )
 async def test_an_answer_of_another_form_ends_the_watch_and_says_what_is_left(twin: Twin, body: Any, reason: str) -> None:
@@ -289,6 +290,39 @@ async def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(twin: Twin) -
     assert f"image: {twin.image} -> " in change.out
     assert not twin.changes
     assert not twin.asked
+
+
+async def test_a_dry_run_shows_what_would_be_sent_before_the_image_is_pushed(twin: Twin) -> None:
+    said = await deploy(twin, f"image={twin.address}/me/later:1", "gpu=ADA_24", "dry-run=yes")
+    assert said.code == 0, said
+    assert "later:1: cannot be read" in said.err
+    assert "dry run: going on without it; whether it fits GPUs and variables is not checked" in said.err
+    assert f'"image": "{twin.address}/me/later@sha256:????' in said.out
+    assert not twin.changes
+
+
+async def test_a_gpu_by_its_name_is_its_pool_without_the_others(twin: Twin) -> None:
+    said = await deploy(twin, f"image={twin.address}/me/worker:1", "gpu=rtx4090", "dry-run=yes")
+    assert said.code == 0, said
+    body = json.loads(said.out[said.out.index("{") : said.out.rindex("}") + 1])
+    assert body["gpu"]["pools"] == ["ADA_24"]
+    assert body["gpu"]["excludedTypes"] == ["NVIDIA L4", "NVIDIA Next"]
+
+
+async def test_a_cpu_image_runs_on_a_cpu_endpoint(twin: Twin) -> None:
+    twin.push("cpu", "1", ENGINE="cpu")
+    words = (f"image={twin.address}/me/cpu:1", "cpu=cpu5c:4", "endpoint=mine")
+    said = await deploy(twin, *words)
+    assert said.code == 0, said
+    [(_, _, body)] = twin.changes
+    assert body["cpu"] == [{"id": "cpu5c", "vcpuCount": 4}]
+    assert "gpu" not in body
+    again = await deploy(twin, *words)
+    assert again.code == 0, again
+    assert "nothing to send" in again.out
+    larger = await deploy(twin, words[0], "cpu=cpu5c:8", "endpoint=mine")
+    assert larger.code == 0, larger
+    assert twin.changes[-1][2] == {"cpu": [{"id": "cpu5c", "vcpuCount": 8}]}
 
 
 async def test_a_gpu_that_nobody_here_knows_is_said_to_be_unchecked(twin: Twin) -> None:

@@ -12,17 +12,21 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from images.arguments import parse
+from images.build_errors import UnknownChoice
 from tests import ROOT
 from tests.strategies import SETTINGS
 from tests.tools.deploy.schema import CREATE, UPDATE
 from tests.twins.rest_api import Twin, patched
-from tools.deploy.api import problem
-from tools.deploy.changes import create_body, differences, makes_release, merge, patch_for, undo
-from tools.deploy.order import Order, read_order
-from tools.deploy.outcomes import Refused
-from tools.deploy.questions import read_proofs
-from tools.deploy.redact import Mask
-from tools.deploy.rollout import Look, judge, look_at
+from tools.deploy.__main__ import COMMAND
+from tools.deploy.acceptance import read_tests
+from tools.deploy.api_answers import ActiveWorker
+from tools.deploy.deploy_errors import DeployRefused
+from tools.deploy.deploy_options import DeployOptions, read_deploy_options
+from tools.deploy.endpoint_changes import create_body, differences, makes_release, merge, patch_for, undo
+from tools.deploy.masking import Mask
+from tools.deploy.rollout_watch import Snapshot, judge, snapshot_of
+from tools.deploy.runpod_api import problem
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -39,11 +43,11 @@ VERSIONS = st.sampled_from(["12.6", "12.9", "12.11", "13.0"])
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> Order:
+def all_options(draw: st.DrawFn) -> DeployOptions:
     gpu = draw(POOLS | st.just(()))
     kind = draw(st.sampled_from([None, "queue", "lb"]))
     requests = draw(st.none() | st.integers(1, 50))
-    return Order(
+    return DeployOptions(
         image="x",
         type=kind,
         gpu=gpu,
@@ -63,7 +67,7 @@ def orders(draw: st.DrawFn) -> Order:
 
 
 @st.composite
-def endpoints(draw: st.DrawFn) -> dict[str, Any]:
+def endpoints(draw: st.DrawFn) -> Any:
     floor = draw(st.none() | VERSIONS)
     balanced = draw(st.booleans())
     return Twin().describe(
@@ -85,45 +89,45 @@ def endpoints(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
-def patch_of(order: Order, endpoint: dict[str, Any], cuda: str | None = "12.6") -> dict[str, Any]:
+def patch_of(options: DeployOptions, endpoint: Any, cuda: str | None = "12.6") -> dict[str, Any]:
     try:
-        return patch_for(order, image="new", cuda=cuda, endpoint=endpoint)
-    except Refused:
+        return patch_for(options, image="new", cuda=cuda, endpoint=endpoint)
+    except DeployRefused:
         assume(False)
         raise
 
 
 @SETTINGS
-@given(order=orders(), endpoint=endpoints())
-def test_what_was_sent_once_needs_no_second_time(order: Order, endpoint: dict[str, Any]) -> None:
-    patch = patch_of(order, endpoint)
+@given(options=all_options(), endpoint=endpoints())
+def test_what_was_sent_once_needs_no_second_time(options: DeployOptions, endpoint: Any) -> None:
+    patch = patch_of(options, endpoint)
     after = patched(endpoint, patch)
-    assert patch_of(order, after) == {}
+    assert patch_of(options, after) == {}
     assert differences(patch, after) == []
     assert bool(patch) == bool(differences(patch, endpoint))
 
 
 @SETTINGS
-@given(order=orders(), endpoint=endpoints())
-def test_no_change_gives_a_queue_that_grows_by_requests_an_idle_time(order: Order, endpoint: dict[str, Any]) -> None:
-    patch = patch_of(order, endpoint)
+@given(options=all_options(), endpoint=endpoints())
+def test_no_change_gives_a_queue_that_grows_by_requests_an_idle_time(options: DeployOptions, endpoint: Any) -> None:
+    patch = patch_of(options, endpoint)
     if patch.get("scaling", endpoint["scaling"])["type"] == "REQUEST_COUNT" and endpoint["type"] == "QUEUE":
         assert "idleTimeout" not in patch.get("workers", {})
 
 
 @SETTINGS
-@given(order=orders(), endpoint=endpoints())
-def test_going_back_gives_every_field_its_old_value(order: Order, endpoint: dict[str, Any]) -> None:
-    patch = patch_of(order, endpoint)
+@given(options=all_options(), endpoint=endpoints())
+def test_going_back_gives_every_field_its_old_value(options: DeployOptions, endpoint: Any) -> None:
+    patch = patch_of(options, endpoint)
     back = undo(patch, endpoint)
     assert patched(patched(endpoint, patch), back) == endpoint
     TAKES_PATCH.validate(back)
 
 
 @SETTINGS
-@given(order=orders(), endpoint=endpoints())
-def test_a_patch_is_one_that_the_api_takes_and_holds_only_what_changes(order: Order, endpoint: dict[str, Any]) -> None:
-    patch = patch_of(order, endpoint)
+@given(options=all_options(), endpoint=endpoints())
+def test_a_patch_is_one_that_the_api_takes_and_holds_only_what_changes(options: DeployOptions, endpoint: Any) -> None:
+    patch = patch_of(options, endpoint)
     TAKES_PATCH.validate(patch)
     assert not set(patch) & {"type", "name", "id"}
     assert all(patch[field] != endpoint[field] for field in patch)
@@ -132,20 +136,27 @@ def test_a_patch_is_one_that_the_api_takes_and_holds_only_what_changes(order: Or
     assert makes_release(patch) >= (endpoint["image"] != "new")
 
 
+def test_variables_that_are_not_known_are_not_replaced() -> None:
+    endpoint: Any = {"id": "e", "name": "mine", "type": "QUEUE", "image": "old", "workers": {"max": 3}}
+    assert patch_for(DeployOptions(image="x"), image="new", cuda=None, endpoint=endpoint) == {"image": "new"}
+    with pytest.raises(DeployRefused, match="does not tell the variables of endpoint mine"):
+        patch_for(DeployOptions(image="x", env={"MODEL": "a/b"}), image="new", cuda=None, endpoint=endpoint)
+
+
 @SETTINGS
-@given(order=orders(), pools=POOLS, cuda=st.none() | VERSIONS)
-def test_a_new_endpoint_is_one_that_the_api_takes(order: Order, pools: tuple[str, ...], cuda: str | None) -> None:
-    if not order.gpu:
-        order = Order(**{**{name: getattr(order, name) for name in Order.__slots__}, "gpu": pools})
+@given(options=all_options(), pools=POOLS, cuda=st.none() | VERSIONS)
+def test_a_new_endpoint_is_one_that_the_api_takes(options: DeployOptions, pools: tuple[str, ...], cuda: str | None) -> None:
+    if not options.gpu:
+        options = DeployOptions(**{**{name: getattr(options, name) for name in DeployOptions.__slots__}, "gpu": pools})
     try:
-        body = create_body(order, name="mine", image="new", cuda=cuda, requests=8, startup=1200)
-    except Refused:
-        assert order.type is None, "what a typed order cannot have was refused when it was read"
-        assert order.idle is not None
-        assert order.requests is not None
+        body = create_body(options, name="mine", image="new", cuda=cuda, requests=8, startup=1200)
+    except DeployRefused:
+        assert options.type is None, "what a typed order cannot have was refused when it was read"
+        assert options.idle is not None
+        assert options.requests is not None
         return
     TAKES_BODY.validate(body)
-    assert body["gpu"].get("minCudaVersion") == (order.cuda or cuda)
+    assert body["gpu"].get("minCudaVersion") == (options.cuda or cuda)
 
 
 @SETTINGS
@@ -164,17 +175,18 @@ STATES = st.sampled_from(["RUNNING", "IDLE", "INITIALIZING", "THROTTLED", "UNHEA
 @SETTINGS
 @given(fresh=st.lists(STATES), stale=st.integers(0, 3), least=st.integers(0, 2))
 def test_a_release_counts_as_there_only_with_a_ready_worker_or_with_none_wanted(fresh: list[str], stale: int, least: int) -> None:
-    verdict = judge(Look(version=2, fresh=Counter(fresh), stale=stale), least)
+    verdict = judge(Snapshot(version=2, fresh=Counter(fresh), stale=stale), least)
     ready = bool({"RUNNING", "IDLE"} & set(fresh))
-    assert (verdict in {"ready", "lingering"}) == ready
+    assert (verdict in {"ready", "old workers left"}) == ready
     assert (verdict == "ready") <= (stale == 0)
-    assert (verdict == "nobody") == (not fresh and not stale and least == 0)
+    assert (verdict == "none wanted") == (not fresh and not stale and least == 0)
 
 
 def test_a_worker_with_another_image_is_stale_whatever_its_flag_says() -> None:
-    worker = {"id": "w", "status": "IDLE", "isStale": False, "image": "old"}
-    assert look_at({"workers": [worker]}, "new").ready == 0
-    assert look_at({"workers": [{**worker, "image": None}]}, "new").ready == 1
+    worker: ActiveWorker = {"id": "w", "status": "IDLE", "isStale": False, "image": "old"}
+    assert snapshot_of({"workers": [worker]}, "new").ready == 0
+    unknown: ActiveWorker = {"id": "w", "status": "IDLE", "isStale": False}
+    assert snapshot_of({"workers": [unknown]}, "new").ready == 1
 
 
 @SETTINGS
@@ -211,12 +223,12 @@ def test_a_problem_is_a_sentence_whatever_was_sent() -> None:
 @given(words=st.lists(st.text(max_size=12) | st.sampled_from(["image=x", "gpu=A,B", "workers=1", "env.A=1", "secret.A=b", "poll=nan"])))
 def test_any_words_are_an_order_or_are_refused(words: list[str]) -> None:
     try:
-        order = read_order(words, called_from=Path("there"), default_tests=Path("here"))
-    except Refused as refused:
-        assert all(refused.problems)
+        options = read_deploy_options(parse(COMMAND, words), default_tests=Path("here"), environment={})
+    except UnknownChoice as refused:
+        assert str(refused)
     else:
-        assert order.image or order.delete
-        assert order.poll > 0
+        assert options.image or options.delete
+        assert options.poll > 0
 
 
 @pytest.mark.parametrize(
@@ -234,11 +246,11 @@ def test_any_words_are_an_order_or_are_refused(words: list[str]) -> None:
 def test_a_file_of_tests_of_another_form_is_refused_with_the_right_one(tmp_path: Path, text: str) -> None:
     file = tmp_path / "tests.json"
     file.write_text(text)
-    with pytest.raises(Refused, match=r"expected .\"tests\": \[\{\"name\""):
-        read_proofs(file)
+    with pytest.raises(DeployRefused, match=r"expected .\"tests\": \[\{\"name\""):
+        read_tests(file)
 
 
 def test_the_projects_own_tests_can_be_sent() -> None:
-    proofs = read_proofs(ROOT / ".runpod" / "tests.json")
-    assert any(proof.input.get("openai_route") for proof in proofs)
-    assert all(proof.timeout >= 1 for proof in proofs)
+    tests = read_tests(ROOT / ".runpod" / "tests.json")
+    assert any(test.input.get("openai_route") for test in tests)
+    assert all(test.timeout >= 1 for test in tests)

@@ -19,7 +19,8 @@ from handler.fastdeploy.table import RELEASES, every_flag, flag_table
 from handler.fastdeploy.values import INTEGER_VARIABLES, NUMBER_VARIABLES
 from handler.job import read_job
 from handler.settings import TABLE, BatchLimits
-from images.releases import read_gpus, read_releases
+from images.gpu_types import read_gpu_types
+from images.releases import read_releases
 from tests.tools.generate.injected import HUB
 from tools.generate.__main__ import ROOT, difference, generated, main
 from tools.generate.flag_help import GROUPS, meaning
@@ -74,7 +75,7 @@ def test_a_missing_file_fails_the_check_and_a_page_without_marks_is_named(copied
     assert main([], copied) == 2
     assert "README.md: expected <!-- generated: variables --> and, below it, <!-- end -->" in capsys.readouterr().err
     assert main(["--chek"], copied) == 2
-    assert "--chek: unknown, expected nothing or --check" in capsys.readouterr().err
+    assert "generate: got '--chek', expected key=value; did you mean check?" in capsys.readouterr().err
 
 
 def test_the_listing_fits_the_hubs_schema() -> None:
@@ -114,14 +115,14 @@ def test_the_listing_offers_whole_pools_that_its_image_covers_and_no_older_cuda(
     releases = read_releases()
     release = releases.release(releases.default)
     offered = CONFIG["gpuIds"].split(",")
-    assert {gpu.architecture for gpu in read_gpus() if gpu.pool in offered} <= set(release.prebuilt)
-    rest = {gpu.pool for gpu in read_gpus() if gpu.pool} - set(offered)
-    assert all({gpu.architecture for gpu in read_gpus() if gpu.pool == pool} - set(release.prebuilt) for pool in rest)
+    assert {gpu.architecture for gpu in read_gpu_types() if gpu.pool in offered} <= set(release.prebuilt)
+    rest = {gpu.pool for gpu in read_gpu_types() if gpu.pool} - set(offered)
+    assert all({gpu.architecture for gpu in read_gpu_types() if gpu.pool == pool} - set(release.prebuilt) for pool in rest)
     assert CONFIG["allowedCudaVersions"] == list(reversed(CUDA_VERSIONS[CUDA_VERSIONS.index(release.builds[0].cuda) :]))
 
 
 def test_pools_of_mixed_architectures_are_offered_only_where_all_are_covered() -> None:
-    assert pools(("sm86",)) == ["AMPERE_24", "AMPERE_48"]
+    assert pools(("sm86",)) == ["AMPERE_48"]
     assert "AMPERE_16" in pools(("sm86", "sm89"))
     assert pools(()) == []
 
@@ -152,7 +153,7 @@ def test_the_disk_holds_the_largest_preset_with_a_tenth_to_spare() -> None:
 
 def test_the_hubs_tests_name_a_real_gpu_and_leave_time_for_the_load() -> None:
     wanted = TESTS["config"]
-    pool = next(gpu.pool for gpu in read_gpus() if gpu.name == wanted["gpuTypeId"])
+    pool = next(gpu.pool for gpu in read_gpu_types() if gpu.name == wanted["gpuTypeId"])
     assert pool in CONFIG["gpuIds"].split(",")
     assert wanted["allowedCudaVersions"] == CONFIG["allowedCudaVersions"]
     assert {entry["key"] for entry in wanted["env"]} <= {entry["key"] for entry in CONFIG["env"]}

@@ -141,10 +141,30 @@ def test_an_unknown_repository_and_a_closed_one_are_told_and_a_like_name_is_offe
         assert "did you mean baidu/ERNIE-4.5-0.3B-Paddle?" in said
 
 
+def test_a_name_is_doubted_only_where_the_hub_says_that_it_has_none_such() -> None:
+    with ModelHub() as hub:
+        known = plan("model=baidu/ERNIE-4.5-21B-A3B-Paddle", "gpu=ADA_24", **hub.environment())
+        environment = hub.environment()
+    gone = plan("model=baidu/ERNIE-4.5-0.3B-Padle", "gpu=ADA_24", **environment)
+    for code, _, said in (known, gone):
+        assert (code, "did you mean" in said) == (2, False), said
+    assert "cannot be reached" in gone[2]
+
+
+def test_an_account_in_the_hubs_address_is_in_no_message() -> None:
+    for endpoint in ("http://me:sesame@127.0.0.1:9", "ftp://me:sesame@127.0.0.1", "http://me:sesame@127.0.0.1:port"):
+        code, printed, said = plan("model=org/name", "gpu=ADA_24", HF_ENDPOINT=endpoint)
+        assert (code, "sesame" in printed + said) == (2, False), said
+
+
 BAD: dict[str, tuple[list[str], str]] = {
-    "unknown pool": (["gpu=ADA_42"], "gpu: got 'ADA_42', expected one of RunPod's pools: AMPERE_16, "),
+    "unknown pool": (["gpu=ADA_42"], "gpu: got 'ADA_42', expected a GPU, or one of RunPod's pools: AMPERE_16, "),
     "its nearest name": (["gpu=ada_24_pro"], "did you mean ADA_"),
-    "a GPU for a pool": (["gpu=RTX 4090"], "RTX 4090 is in the pool ADA_24"),
+    "a GPU of no pool": (
+        ["gpu=3080"],
+        "gpu: got '3080', and NVIDIA GeForce RTX 3080 is in no pool of serverless endpoints; ",
+    ),
+    "a GPU that no image covers": (["gpu=V100"], "Tesla V100-PCIE-16GB is in no pool"),
     "a pool without an image": (
         ["gpu=BLACKWELL_180"],
         "no image of FastDeploy 2.3.0 covers them; expected a pool of sm80, sm86, sm89, sm90",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from checkpoint.size import cache_per_token, shape_of
-from images.releases import read_gpus, read_releases
+from images.gpu_types import read_gpu_types
+from images.releases import read_releases
 from tests.tools.plan.known import NAMES, PUBLISHED, config_of, parameters, stored
 from tools.generate.hub_listing import image, pools
 from tools.generate.presets import PRESETS, Preset
-from tools.plan.fit import Asked, Pool, evaluate, find_pool, image_for
-from tools.plan.listing import Model
+from tools.plan.fit import PlanRequest, Pool, evaluate, find_pool, image_for
+from tools.plan.listing import ModelSummary
 
 GIB = 1 << 30
 COUNTS = (1, 2, 4, 8)
@@ -39,8 +40,8 @@ DOCUMENTED = [
 ]
 
 
-def model(name: str) -> Model:
-    return Model(name=name, config=config_of(name), stored=stored(name), download=stored(name))
+def model(name: str) -> ModelSummary:
+    return ModelSummary(name=name, config=config_of(name), stored=stored(name), download=stored(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,13 +54,13 @@ def test_the_fewest_gpus_are_those_of_fastdeploys_documentation(document: str, n
     target = read_releases().target("sm80")
     pool = Pool(name="DOCUMENTED", architectures=("sm80",), gib=gib, memory=gib * GIB)
     fits = [
-        evaluate(model(name), Asked(pool=pool, count=count, quantization=quantization, length=32768, requests=128), target).fits
+        evaluate(model(name), PlanRequest(pool=pool, count=count, quantization=quantization, length=32768, requests=128), target).fits
         for count in COUNTS
     ]
     assert COUNTS[fits.index(True)] == fewest, document
 
 
-# Model, quantization, pool, GPUs; then gigabytes of weights on each GPU, bytes of cache a token, and whether requests of 32768 fit.
+# ModelSummary, quantization, pool, GPUs; then gigabytes of weights on each GPU, bytes of cache a token, and whether requests of 32768 fit.
 KNOWN = [
     ("ernie-4.5-0.3b", "", "AMPERE_16", 1, 0.7, 18432, True),
     ("ernie-4.5-21b-a3b", "", "ADA_48_PRO", 1, 43.7, 57344, False),
@@ -79,8 +80,8 @@ KNOWN = [
 @pytest.mark.parametrize("row", KNOWN, ids=lambda row: f"{row[0]}-{row[1] or 'bf16'}-{row[3]}x{row[2]}")
 def test_five_known_models(row: tuple[str, str, str, int, float, int, bool]) -> None:
     name, quantization, gpu, count, weights, per_token, fits = row
-    pool = find_pool(gpu, read_gpus())
-    asked = Asked(pool=pool, count=count, quantization=quantization, length=32768)
+    pool = find_pool(gpu, read_gpu_types())
+    asked = PlanRequest(pool=pool, count=count, quantization=quantization, length=32768)
     found = evaluate(model(name), asked, image_for(pool, read_releases(), "2.5.0"))
     assert found.estimate.weights / 1e9 == pytest.approx(weights, abs=0.06)
     assert found.estimate.per_token == per_token
@@ -99,8 +100,8 @@ PRESET_MODELS = {
 )
 def test_the_hubs_presets_fit_the_smallest_gpu_that_the_hub_offers(preset: Preset) -> None:
     target = image()
-    pool = find_pool(pools(target.covers)[0], read_gpus())
-    asked = Asked(
+    pool = find_pool(pools(target.covers)[0], read_gpu_types())
+    asked = PlanRequest(
         pool=pool,
         quantization=str(preset.defaults.get("QUANTIZATION", "")),
         length=int(preset.defaults["MAX_MODEL_LEN"]),

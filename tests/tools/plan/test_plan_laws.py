@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.size import Load, estimate, loaded_size, shape_of, weights_size
-from images.releases import read_gpus, read_releases
+from images.gpu_types import read_gpu_types
+from images.releases import read_releases
 from tests.strategies import SETTINGS
 from tests.tools.plan.known import parameters
 from tools.plan.advise import change_text, smallest_change
-from tools.plan.fit import Asked, Fit, evaluate, image_for, read_pools
-from tools.plan.listing import Model
+from tools.plan.fit import Fit, PlanRequest, evaluate, image_for, read_pools
+from tools.plan.listing import ModelSummary
 
 RELEASES = read_releases()
-POOLS = read_pools(read_gpus())
+POOLS = read_pools(read_gpu_types())
 SERVED = [pool for pool in POOLS.values() if set(pool.architectures) <= {"sm80", "sm86", "sm89", "sm90"}]
 QUANTIZATIONS = ("", "wint8", "wint4")
 """Each with no more bits than the one before it."""
@@ -54,30 +55,30 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Model, Asked]:
+def cases(draw: st.DrawFn) -> tuple[ModelSummary, PlanRequest]:
     config = draw(configs())
     size = 2 * parameters(config)
-    asked = Asked(
+    asked = PlanRequest(
         pool=draw(st.sampled_from(SERVED)),
         count=draw(st.sampled_from([1, 2, 3, 4, 8])),
         quantization=draw(st.sampled_from(QUANTIZATIONS)),
         length=draw(st.sampled_from([0, 1024, 8192, 32768, 131072])),
         requests=draw(st.sampled_from([1, 8, 64, 256])),
     )
-    model = Model(name="org/name", config=config, stored=size, download=size)
+    model = ModelSummary(name="org/name", config=config, stored=size, download=size)
     squeeze = draw(st.none() | st.floats(0.2, 1.1))
     if squeeze:  # a GPU of about the size that is needed, where changes are small
         asked = replace(asked, pool=replace(asked.pool, name="SQUEEZED", memory=int(squeeze * planned(model, asked).estimate.total / 0.9)))
     return model, asked
 
 
-def planned(model: Model, asked: Asked) -> Fit:
+def planned(model: ModelSummary, asked: PlanRequest) -> Fit:
     return evaluate(model, asked, image_for(asked.pool, RELEASES))
 
 
 @SETTINGS
 @given(cases(), st.integers(1, 4))
-def test_longer_requests_never_take_less(case: tuple[Model, Asked], times: int) -> None:
+def test_longer_requests_never_take_less(case: tuple[ModelSummary, PlanRequest], times: int) -> None:
     """Rule: "monotone in length"."""
     model, asked = case
     lengths = [length for length in (1024, 1024 * times, 32768, 131072) if length >= 1024]
@@ -87,7 +88,7 @@ def test_longer_requests_never_take_less(case: tuple[Model, Asked], times: int) 
 
 @SETTINGS
 @given(cases())
-def test_more_gpus_never_take_more_of_each(case: tuple[Model, Asked]) -> None:
+def test_more_gpus_never_take_more_of_each(case: tuple[ModelSummary, PlanRequest]) -> None:
     """Rule: "monotone in count"."""
     model, asked = case
     totals = [planned(model, replace(asked, count=count)).estimate.total for count in (1, 2, 4, 8)]
@@ -96,7 +97,7 @@ def test_more_gpus_never_take_more_of_each(case: tuple[Model, Asked]) -> None:
 
 @SETTINGS
 @given(cases())
-def test_fewer_bits_never_take_more(case: tuple[Model, Asked]) -> None:
+def test_fewer_bits_never_take_more(case: tuple[ModelSummary, PlanRequest]) -> None:
     """Rule: "monotone in bits", of weights and of cache."""
     model, asked = case
     weights = [planned(model, replace(asked, quantization=name)).estimate.weights for name in QUANTIZATIONS]
@@ -109,7 +110,7 @@ def test_fewer_bits_never_take_more(case: tuple[Model, Asked]) -> None:
 
 @SETTINGS
 @given(cases())
-def test_what_is_left_holds_what_is_promised(case: tuple[Model, Asked]) -> None:
+def test_what_is_left_holds_what_is_promised(case: tuple[ModelSummary, PlanRequest]) -> None:
     """A plan fits exactly when there is cache for one request of full length, and never hands out more than there is."""
     fit = planned(*case)
     assert fit.fits == (fit.left >= fit.estimate.sequence)
@@ -120,7 +121,7 @@ def test_what_is_left_holds_what_is_promised(case: tuple[Model, Asked]) -> None:
 
 @SETTINGS
 @given(cases())
-def test_the_suggested_change_really_fits_and_is_one(case: tuple[Model, Asked]) -> None:
+def test_the_suggested_change_really_fits_and_is_one(case: tuple[ModelSummary, PlanRequest]) -> None:
     """Rule: "verdict's suggested change really fits"; where there is none, not even the most that is rented holds the model."""
     model, asked = case
     fit = planned(model, asked)

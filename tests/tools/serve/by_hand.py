@@ -14,16 +14,17 @@ from aiohttp import web
 
 from tools.serve.gateway import gateway
 from tools.serve.job_server import JobServer
-from tools.serve.job_table import Book, Rules
+from tools.serve.job_table import JobTable, PlatformLimits
 
 KEY = "key"
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(kw_only=True)
 class Gateway:
     """A client of the gateway, and a worker's hands."""
 
-    book: Book
+    table: JobTable
     client: aiohttp.ClientSession
     worker: aiohttp.ClientSession
     base: str
@@ -77,10 +78,10 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def serving(**rules: float) -> AsyncIterator[Gateway]:
+async def serving(**limits: float) -> AsyncIterator[Gateway]:
     jobs = JobServer(endpoint="ep", api_key="job-key", poll_s=5)
-    async with Book(jobs, Rules(**rules)) as book:  # type: ignore[arg-type]
-        runner = web.AppRunner(gateway(book, api_key=KEY, model="demo"), handler_cancellation=True, shutdown_timeout=0.1)
+    async with JobTable(jobs, PlatformLimits(**limits)) as table:  # type: ignore[arg-type]
+        runner = web.AppRunner(gateway(table, api_key=KEY, model="demo"), handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         jobs.port = runner.addresses[0][1]
@@ -89,6 +90,6 @@ async def serving(**rules: float) -> AsyncIterator[Gateway]:
                 aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as client,
                 aiohttp.ClientSession(headers={"Authorization": "job-key"}) as worker,
             ):
-                yield Gateway(book=book, client=client, worker=worker, base=f"{jobs.url}/v2/ep")
+                yield Gateway(table=table, client=client, worker=worker, base=f"{jobs.url}/v2/ep")
         finally:
             await runner.cleanup()

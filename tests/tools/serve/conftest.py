@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.tools.serve.running import KEY, Twin
+from tests.tools.serve.running import KEYED, Twin
 
 
 @pytest.fixture(scope="session")
 def twin() -> Iterator[Twin]:
     """The CPU engine with the demo model, behind a key."""
-    with Twin(f"api_key={KEY}") as started:
+    with Twin(variables=KEYED) as started:
         yield started.ready()

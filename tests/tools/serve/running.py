@@ -18,6 +18,7 @@ from tests import ROOT
 from tests.handler.worker_process import environment
 
 KEY = "a-key-of-the-endpoint"
+KEYED = {"SERVE_API_KEY": KEY}
 
 
 class Twin:

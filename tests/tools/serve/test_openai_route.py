@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools.serve.by_hand import Gateway, serving
+from tests.tools.serve.by_hand import JSON, Gateway, serving
 
 pytestmark = pytest.mark.anyio
 CHAT = "openai/v1/chat/completions"
@@ -44,7 +44,7 @@ async def test_each_yield_reaches_the_client_while_the_worker_still_writes(api: 
         await api.end(job, output=FRAMES)
         read += await response.content.read()
         assert read.decode() == "".join(FRAMES)
-    assert not api.book.entries, "the result is dropped with the answer"
+    assert not api.table.entries, "the result is dropped with the answer"
     assert (await api.call("GET", "health"))[1]["jobs"]["completed"] == 1
 
 
@@ -154,10 +154,10 @@ async def test_a_client_that_leaves_cancels_its_job(api: Gateway, form: str) -> 
 
 @pytest.mark.parametrize("body", ["{", "[]", '"x"'])
 async def test_a_body_that_is_no_object_is_refused_before_it_is_a_job(api: Gateway, body: str) -> None:
-    async with api.client.post(f"{api.base}/{CHAT}", data=body) as response:
+    async with api.client.post(f"{api.base}/{CHAT}", data=body, headers=JSON) as response:
         answer = await response.json()
     assert (response.status, answer["error"]["type"]) == (400, "invalid_request_error")
-    assert not api.book.entries
+    assert not api.table.entries
 
 
 async def test_a_route_outside_v1_is_not_there(api: Gateway) -> None:

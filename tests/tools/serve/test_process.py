@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -15,11 +16,18 @@ import psutil
 import pytest
 import requests
 
+from images.arguments import parse
+from images.build_errors import UnknownChoice
 from tests import ROOT
 from tests.handler.worker_process import replayed_engine
 from tests.tools.serve.running import Twin
-from tools.serve.options import read_arguments
+from tools.serve.__main__ import COMMAND
+from tools.serve.options import Options, read_options
 from tools.serve.worker_variables import DEMO
+
+
+def read(words: list[str], environment: dict[str, str]) -> Options:
+    return read_options(parse(COMMAND, words), environment)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,12 +37,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: str(number.name))
-def test_a_signal_ends_everything_in_good_order(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)], ids=["INT", "TERM", "HUP"])
+def test_a_signal_ends_everything_in_good_order(number: signal.Signals, code: int) -> None:
     with Twin() as twin:
         twin.ready()
         asked = time.monotonic()
-        assert twin.end(number) == 0
+        assert twin.end(number) == code
         assert time.monotonic() - asked < 15
         assert len(twin.family) >= 3, "gateway, worker, engine"
         assert not twin.left_behind()
@@ -52,7 +60,7 @@ def test_a_gateway_that_is_killed_leaves_nothing_behind() -> None:
 def test_a_signal_while_the_worker_loads_ends_everything_too() -> None:
     with Twin(variables=replayed_engine("--start-delay", "30") | {"LOG_LEVEL": "INFO"}) as twin:
         twin.wait_line(r"--port \d+")  # the engine's command line
-        assert twin.end(signal.SIGINT) == 0
+        assert twin.end(signal.SIGINT) == 130
         assert not twin.left_behind()
         assert "Traceback" not in twin.output
 
@@ -66,7 +74,7 @@ def test_a_signal_in_the_middle_of_an_answer_does_not_wait_for_its_end() -> None
             lines = response.iter_lines()
             assert next(lines).startswith(b"data: ")
             asked = time.monotonic()
-            assert twin.end(signal.SIGINT) == 0
+            assert twin.end(signal.SIGINT) == 130
             assert time.monotonic() - asked < 15
             assert b"job_cancelled" in b"".join(lines), "whoever still reads is told"
         assert not twin.left_behind()
@@ -103,48 +111,75 @@ def test_a_worker_that_dies_ends_the_gateway() -> None:
 @pytest.mark.parametrize("name", ["MODEL", "MODEL_NAME", "MODEL_REPO"])
 def test_a_directory_in_the_environment_is_meant_from_where_the_person_stands_like_the_argument(tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
-    said = read_arguments([], {"CALLED_FROM": str(tmp_path), name: "mine"})
-    typed = read_arguments(["model=mine"], {"CALLED_FROM": str(tmp_path)})
+    said = read([], {"CALLED_FROM": str(tmp_path), name: "mine"})
+    typed = read(["model=mine"], {"CALLED_FROM": str(tmp_path)})
     assert said.variables["MODEL"] == typed.variables["MODEL"] == str(tmp_path / "mine")
     assert said.model == typed.model == "mine"
 
 
 def test_a_repository_in_the_environment_stays_one(tmp_path: Path) -> None:
-    said = read_arguments([], {"CALLED_FROM": str(tmp_path), "MODEL_NAME": "org/name"})
+    said = read([], {"CALLED_FROM": str(tmp_path), "MODEL_NAME": "org/name"})
     assert said.variables["MODEL"] == said.model == "org/name"
-    assert read_arguments([], {"MODEL": "org/name", "SERVED_MODEL_NAME": ""}).model == "org/name", "an empty text means not set"
+    assert read([], {"MODEL": "org/name", "SERVED_MODEL_NAME": ""}).model == "org/name", "an empty text means not set"
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["prot=8000"], "prot=8000: expected one of port=..., model=..., engine=..., endpoint=..., api_key=...; did you mean port=?"),
-        (["8000"], "8000: expected one of port=..."),
-        (["port=no"], "port: got 'no', expected a whole number from 0 to 65535 (0 takes a free port)"),
+        (["prot=8000"], "prot: unknown key; did you mean port?; expected one of port, model, engine, endpoint, api-key-file"),
+        (["8000"], "got '8000', expected key=value"),
+        (["port=no"], "port: got 'no', expected a whole number from 0 to 65535"),
         (["port=70000"], "port: got '70000'"),
-        (["port=1", "port=2"], "port: given twice, as 1 and 2; expected once"),
+        (["port=1", "port=2"], "port: given twice, as '1' and '2'"),
         (["engine=gpu"], "engine: got 'gpu', expected one of cpu, fastdeploy, auto"),
-        (["endpoint=a/b"], "endpoint: got 'a/b'"),
-        (["model="], "model: got nothing"),
+        (["endpoint=a/b"], "endpoint: got 'a/b', expected letters, digits, - or _"),
+        (["model="], "model: got '', expected a Hugging Face repository (org/name) or a directory"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_was_expected(arguments: list[str], says: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"serve: {says}")
-    assert "usage: ci/just serve" in done.stderr
+    assert f"serve: {says}" in done.stderr
+    assert "`ci/just serve help` lists what it takes" in done.stderr
 
 
-def test_what_it_prints_can_be_pasted_into_a_shell_and_into_python() -> None:
-    with Twin(f"model={DEMO}", "endpoint=my-endpoint", "api_key=secret") as twin:
+def test_a_key_on_the_command_line_is_refused_and_not_repeated() -> None:
+    done = run("api_key=sesame")
+    assert done.returncode == 2
+    assert "api_key: unknown key; did you mean api-key-file?" in done.stderr
+    assert "sesame" not in done.stderr + done.stdout
+
+
+def test_an_empty_file_is_no_key_and_neither_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UnknownChoice, match="key: cannot be read"):
+        read(["api-key-file=key"], {"CALLED_FROM": str(tmp_path)})
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(UnknownChoice, match="key: got an empty file, expected a key"):
+        read(["api-key-file=key"], {"CALLED_FROM": str(tmp_path)})
+
+
+@pytest.mark.parametrize("source", ["nothing", "variable", "file"])
+def test_what_it_prints_can_be_pasted_into_a_shell_and_into_python(source: str, tmp_path: Path) -> None:
+    file = tmp_path / "the key"
+    file.write_text("sesame\n")
+    words = [f"model={DEMO}", "endpoint=my-endpoint", *([f"api-key-file={file}"] if source == "file" else [])]
+    variables = {"SERVE_API_KEY": "sesame"} if source == "variable" else {}
+    with Twin(*words, variables=variables) as twin:
         twin.ready()
+        keyless = requests.post(f"{twin.base}/run", json={"input": {}}, timeout=20)
+        assert keyless.status_code == (200 if source == "nothing" else 401)
         curl = twin.wait_line("^curl .*").group()
         assert "/v2/my-endpoint/openai/v1/chat/completions" in curl
-        assert "data: [DONE]" in subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=30, check=True).stdout  # noqa: S602
         python = re.search(r"In Python:\n(.*?)\n\n", twin.output, re.DOTALL)
         assert python
-        told = subprocess.run([sys.executable, "-c", python.group(1)], capture_output=True, text=True, timeout=30, check=True).stdout
-        assert told.startswith("FastDeploy is"), "a directory is served under its own name"
+        for command in (["sh", "-c", curl], [sys.executable, "-c", python.group(1)]):
+            pasted = subprocess.run(
+                command, env=os.environ | variables, capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path
+            )
+            assert "FastDeploy" in pasted.stdout, "a directory is served under its own name"
+        assert "sesame" not in twin.output
+        [worker] = psutil.Process(twin.process.pid).children()
+        assert "SERVE_API_KEY" not in worker.environ()
 
 
 def test_it_listens_on_loopback_only() -> None:

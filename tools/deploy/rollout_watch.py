@@ -1,4 +1,4 @@
-"""Follow a release until workers run it, or say why they do not."""
+"""A release followed until workers run it, or until it is known why they do not."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tools.deploy.api import Json, RunPod
-from tools.deploy.outcomes import RolloutFailed, Superseded
+from tools.deploy.api_answers import Endpoint, WorkerList
+from tools.deploy.deploy_errors import RolloutFailed, Superseded
+from tools.deploy.runpod_api import RunPodApi
 
-__all__ = ["Look", "Watch", "judge", "look_at"]
+__all__ = ["RolloutWatch", "Snapshot", "judge", "snapshot_of"]
 
-Verdict = Literal["wait", "ready", "nobody", "lingering"]
+Verdict = Literal["wait", "ready", "none wanted", "old workers left"]
 
 _STRIKES = 3
-"""Looks in a row that find a new worker unhealthy before the release is given up: one alone may be a moment between two states."""
+"""Snapshots in a row with an unhealthy new worker before the release is given up: one alone may be a moment between two states."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Snapshot:
     """The workers at one moment: those of the newest version by their state, and how many still run an older one."""
 
     version: int | None
@@ -40,10 +41,10 @@ class Look:
         return ", ".join(states) or "none"
 
 
-def look_at(listing: Json, image: str) -> Look:
+def snapshot_of(listing: WorkerList, image: str) -> Snapshot:
     """Read the API's list of workers. One whose image is known, and is another, is stale whatever its flag says."""
     fresh = [w for w in listing["workers"] if not w["isStale"] and w.get("image") in (None, image)]
-    return Look(
+    return Snapshot(
         version=listing.get("endpointVersion"),
         fresh=Counter(worker["status"] for worker in fresh),
         stale=len(listing["workers"]) - len(fresh),
@@ -51,23 +52,24 @@ def look_at(listing: Json, image: str) -> Look:
     )
 
 
-def judge(look: Look, least: int) -> Verdict:
-    """Say what a look means for an endpoint that keeps at least `least` workers.
+def judge(snapshot: Snapshot, least: int) -> Verdict:
+    """Return what a snapshot means for an endpoint that keeps at least `least` workers.
 
-    "nobody" is an endpoint that starts workers for requests only; "lingering" one that works, beside workers which finish old requests.
+    "none wanted" is an endpoint that starts workers for requests only; "old workers left" one that works, while workers of an older version
+    finish their requests.
     """
-    if look.ready:
-        return "lingering" if look.stale else "ready"
-    if not look.fresh and not look.stale and least == 0:
-        return "nobody"
+    if snapshot.ready:
+        return "old workers left" if snapshot.stale else "ready"
+    if not snapshot.fresh and not snapshot.stale and least == 0:
+        return "none wanted"
     return "wait"
 
 
-class Watch:
-    """The workers of one endpoint, looked at every `poll` seconds; says what has changed since the last look."""
+class RolloutWatch:
+    """The workers of one endpoint and of the release that has `image`, asked for every `poll` seconds; prints what has changed."""
 
-    def __init__(self, api: RunPod, endpoint: Json, *, poll: float, patience: float, say: Callable[[str], None]) -> None:
-        self._api, self._id, self._image, self._say = api, endpoint["id"], endpoint["image"], say
+    def __init__(self, api: RunPodApi, endpoint: Endpoint, image: str, *, poll: float, patience: float, say: Callable[[str], None]) -> None:
+        self._api, self._id, self._image, self._say = api, endpoint["id"], image, say
         self._least = (endpoint.get("workers") or {}).get("min", 0)
         self._poll, self._patience = poll, patience
         self._version: int | None = None
@@ -82,22 +84,22 @@ class Watch:
             RolloutFailed: when its workers are unhealthy, or are not there in time.
             Superseded: when another release came in between.
         """
-        deadline = time.monotonic() + self._patience
+        deadline, announced = time.monotonic() + self._patience, False
         while True:
-            look = await self.look()
-            begun = after is None or look.version is None or look.version > after
-            verdict = judge(look, self._least) if begun else "wait"
-            if begun and self._version is None:
-                self._version = look.version
-                self._say(f"release {look.version} is there" if look.version is not None else "the release is there")
-            if verdict in {"ready", "nobody"}:
+            snapshot = await self.look()
+            begun = after is None or snapshot.version is None or snapshot.version > after
+            verdict = judge(snapshot, self._least) if begun else "wait"
+            if begun and not announced:
+                self._version, announced = snapshot.version, True
+                self._say(f"release {snapshot.version} is there" if snapshot.version is not None else "the release is there")
+            if verdict in {"ready", "none wanted"}:
                 self._say("workers run it" if verdict == "ready" else "no worker runs before the first request comes")
                 return
             if time.monotonic() > deadline:
-                if verdict == "lingering":
-                    self._say(f"workers run it; {look.stale} still finish requests on an older version")
+                if verdict == "old workers left":
+                    self._say(f"workers run it; {snapshot.stale} still finish requests on an older version")
                     return
-                raise RolloutFailed(self._late(look, begun=begun))
+                raise RolloutFailed(self._late(snapshot, begun=begun))
             await asyncio.sleep(self._poll)
 
     async def until_broken(self) -> None:
@@ -111,19 +113,19 @@ class Watch:
             await self.look()
             await asyncio.sleep(self._poll)
 
-    async def look(self) -> Look:
+    async def look(self) -> Snapshot:
         """Look once."""
-        look = look_at(await self._api.workers(self._id), self._image)
-        if self._version is not None and look.version is not None and look.version > self._version:
-            await self._check_still_ours(look.version)
-        self.seen |= dict.fromkeys(look.fresh_ids)
-        if str(look) != self._shown:
-            self._shown = str(look)
-            self._say(f"workers: {look}")
-        self._strikes = self._strikes + 1 if look.fresh["UNHEALTHY"] and not look.ready else 0
+        snapshot = snapshot_of(await self._api.workers(self._id), self._image)
+        if self._version is not None and snapshot.version is not None and snapshot.version > self._version:
+            await self._check_still_ours(snapshot.version)
+        self.seen |= dict.fromkeys(snapshot.fresh_ids)
+        if str(snapshot) != self._shown:
+            self._shown = str(snapshot)
+            self._say(f"workers: {snapshot}")
+        self._strikes = self._strikes + 1 if snapshot.fresh["UNHEALTHY"] and not snapshot.ready else 0
         if self._strikes >= _STRIKES:
-            raise RolloutFailed(f"unhealthy workers of the new release: {look.fresh['UNHEALTHY']}, and none is ready")
-        return look
+            raise RolloutFailed(f"unhealthy workers of the new release: {snapshot.fresh['UNHEALTHY']}, and none is ready")
+        return snapshot
 
     async def _check_still_ours(self, version: int) -> None:
         """Go on with a newer release if it has the same image: RunPod may make two of one change."""
@@ -132,10 +134,10 @@ class Watch:
             raise Superseded(f"release {self._version} was replaced from elsewhere while it was followed, by {version} with {image}")
         self._version = version
 
-    def _late(self, look: Look, *, begun: bool) -> str:
+    def _late(self, snapshot: Snapshot, *, begun: bool) -> str:
         if not begun:
             return f"RunPod made no new release within patience={self._patience:g} seconds"
         why = ""
-        if look.fresh["THROTTLED"]:
+        if snapshot.fresh["THROTTLED"]:
             why = "; RunPod has no free GPU of these pools: name more pools by gpu=, or wait"
-        return f"no worker was ready within patience={self._patience:g} seconds: {look}{why}"
+        return f"no worker was ready within patience={self._patience:g} seconds: {snapshot}{why}"

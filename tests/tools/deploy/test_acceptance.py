@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from tests.twins.rest_api import KEY, Twin, answer
-from tools.deploy.outcomes import RolloutFailed
-from tools.deploy.questions import Client, Proof
+from tools.deploy.acceptance import AcceptanceTest, EndpointClient
+from tools.deploy.deploy_errors import RolloutFailed
 
 pytestmark = pytest.mark.anyio
 
@@ -31,8 +31,8 @@ async def ask(job: dict[str, Any], worker: Callable[[web.Request, Any], Any] = a
         identity = twin.add("mine")["id"]
         twin.answers[twin.image] = worker
         url = f"http://{twin.address}/queue/{identity}"
-        client = Client(session, KEY, url=f"{url}/openai/v1", jobs=url, pause=0.02, say=lambda _: None)
-        await client.run((Proof(name="it", input=job, timeout=timeout),), cold_start=0)
+        client = EndpointClient(session, KEY, url=f"{url}/openai/v1", jobs=url, pause=0.02, say=lambda _: None)
+        await client.run((AcceptanceTest(name="it", input=job, timeout=timeout),), cold_start=0)
         return twin.asked
 
 
@@ -119,4 +119,4 @@ async def test_a_test_ends_when_its_time_is_up() -> None:
         return web.Response(status=503, text="no workers available")
 
     with pytest.raises(RolloutFailed, match="503 Service Unavailable: no workers available, and its time was up"):
-        await ask(CHAT, worker, timeout=0.3)
+        await ask(CHAT, worker, timeout=3)

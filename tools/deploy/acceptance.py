@@ -1,4 +1,4 @@
-"""Send the requests of .runpod/tests.json to an endpoint, as a client would, and look at what comes back.
+"""Send the requests of .runpod/tests.json to an endpoint as a client would, and tell whether the answers are good.
 
 A test is `{"name": ..., "input": {...}, "timeout": milliseconds}`, the Hub's form. An input that names an OpenAI route is sent to that
 route; any other is a job, which a load balancer does not take. A test has passed when its answer is a 200 and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from typing import Any
 
 import aiohttp
 
-from tools.deploy.api import Json, problem
-from tools.deploy.outcomes import Refused, RolloutFailed
+from tools.deploy.deploy_errors import DeployRefused, RolloutFailed
+from tools.deploy.runpod_api import Json, problem, read_text
 
-__all__ = ["Client", "Proof", "read_proofs"]
+__all__ = ["AcceptanceTest", "EndpointClient", "read_tests"]
 
 _NOT_YET = frozenset({408, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524})
 """What a gateway answers while no worker is there yet."""
@@ -35,7 +36,7 @@ _SYNC_WAIT = 300_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class AcceptanceTest:
     """One request and the seconds that it may take."""
 
     name: str
@@ -43,77 +44,76 @@ class Proof:
     timeout: float
 
 
-def read_proofs(path: Path) -> tuple[Proof, ...]:
+def read_tests(path: Path) -> tuple[AcceptanceTest, ...]:
     """Return the tests in a file of the Hub's form.
 
     Raises:
-        Refused: when it is not there, or has another form.
+        DeployRefused: when it is not there, or has another form.
     """
     try:
         tests = json.loads(path.read_text(encoding="utf-8"))["tests"]
         return tuple(
-            Proof(name=str(test["name"]), input=dict(test["input"]), timeout=float(test.get("timeout", _DEFAULT_TIMEOUT)) / 1000)
+            AcceptanceTest(name=str(test["name"]), input=dict(test["input"]), timeout=float(test.get("timeout", _DEFAULT_TIMEOUT)) / 1000)
             for test in tests
         )
     except FileNotFoundError:
-        raise Refused(f"tests: {path} is not there; name another file, or give tests=no") from None
+        raise DeployRefused(f"tests: {path} is not there; name another file, or give tests=no") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = '{"tests": [{"name": ..., "input": {...}, "timeout": milliseconds}]}'
-        raise Refused(f"tests: {path}: expected {expected} ({type(error).__name__}: {error})") from None
+        raise DeployRefused(f"tests: {path}: expected {expected} ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Call:
     method: str
-    address: str
+    url: str
     body: Any = None
     job: bool = False
     """Whether the answer is about a job."""
 
 
-class Client:
-    """Asks one endpoint. `url` is its OpenAI base URL; `jobs` that of its jobs, empty where it takes none."""
+class EndpointClient:
+    """A client of one endpoint. `url` is its OpenAI base URL; `jobs` that of its jobs, empty where it takes none."""
 
     def __init__(self, session: aiohttp.ClientSession, key: str, *, url: str, jobs: str, pause: float, say: Callable[[str], None]) -> None:
         self._session, self._url, self._jobs, self._pause, self._say = session, url, jobs, pause, say
         self._headers = {"Authorization": f"Bearer {key}"}
 
-    async def run(self, proofs: tuple[Proof, ...], *, cold_start: float) -> None:
+    async def run(self, tests: tuple[AcceptanceTest, ...], *, cold_start: float) -> None:
         """Send one after the other; the first may take `cold_start` seconds at least.
 
         Raises:
             RolloutFailed: naming the first that failed, and what was answered.
         """
-        for number, proof in enumerate(proofs):
-            question = self._question(proof.input)
-            if question is None:
-                self._say(f"test {proof.name!r}: left out, a load balancer takes no jobs")
+        for number, test in enumerate(tests):
+            call = self._call(test.input)
+            if call is None:
+                self._say(f"test {test.name!r}: left out, a load balancer takes no jobs")
                 continue
             began = time.monotonic()
-            patience = proof.timeout if number else max(proof.timeout, cold_start)
-            complaint = await self._patiently(question, patience)
+            patience = test.timeout if number else max(test.timeout, cold_start)
+            complaint = await self._patiently(call, patience)
             if complaint:
-                raise RolloutFailed(f"test {proof.name!r} failed: {complaint}")
-            self._say(f"test {proof.name!r} passed in {time.monotonic() - began:.1f} s")
+                raise RolloutFailed(f"test {test.name!r} failed: {complaint}")
+            self._say(f"test {test.name!r} passed in {time.monotonic() - began:.1f} s")
 
     async def model(self) -> str:
         """Return the name of the model that the endpoint serves, or nothing if it does not say."""
-        with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, ValueError, LookupError, TypeError):
-            patience = aiohttp.ClientTimeout(total=60)
-            async with self._session.get(f"{self._url}/models", headers=self._headers, timeout=patience) as answer:
-                return str(json.loads(await answer.text())["data"][0]["id"])
+        with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
+            status, _, text = await self._send(_Call("GET", f"{self._url}/models"), 60)
+            return str(json.loads(text)["data"][0]["id"])[:200] if status == 200 else ""
         return ""
 
-    def _question(self, job: Json) -> _Question | None:
+    def _call(self, job: Json) -> _Call | None:
         """Return what to ask for a test's input, or None where the endpoint takes no such."""
         route = job.get("openai_route") or job.get("route")
         if isinstance(route, str) and route.startswith(("/v1/", "/openai/v1/")):
             body = job.get("openai_input", job.get("body")) or None
             method = job.get("method") or ("POST" if body else "GET")
-            return _Question(method, self._url + route.removeprefix("/openai").removeprefix("/v1"), body)
-        return _Question("POST", f"{self._jobs}/runsync?wait={_SYNC_WAIT}", {"input": job}, job=True) if self._jobs else None
+            return _Call(method, self._url + route.removeprefix("/openai").removeprefix("/v1"), body)
+        return _Call("POST", f"{self._jobs}/runsync?wait={_SYNC_WAIT}", {"input": job}, job=True) if self._jobs else None
 
-    async def _patiently(self, question: _Question, patience: float) -> str:
+    async def _patiently(self, call: _Call, patience: float) -> str:
         """Ask until there is an answer, for `patience` seconds at most; return what is wrong with it, or nothing."""
         said, began = "no answer", time.monotonic()
         deadline = began + patience
@@ -121,38 +121,42 @@ class Client:
             left = deadline - time.monotonic()
             if left <= 0:
                 return f"{said}, and its time was up"
-            following: _Question | None = question
+            following: _Call | None = call
             try:
-                following, said = await self._ask(question, left, new=time.monotonic() - began < _SETTLED)
-            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                following, said = await self._ask(call, left, new=time.monotonic() - began < _SETTLED)
+            except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:  # ValueError: a header that is none
                 said = f"no answer ({str(error) or 'it took too long'})"
             if following is None:
                 return said
-            question = following
+            call = following
             await asyncio.sleep(min(self._pause, max(0.0, deadline - time.monotonic())))
 
-    async def _ask(self, question: _Question, patience: float, *, new: bool) -> tuple[_Question | None, str]:
+    async def _ask(self, call: _Call, patience: float, *, new: bool) -> tuple[_Call | None, str]:
         """Return what to ask next, None if this was the answer, and what is wrong with it."""
-        limit = aiohttp.ClientTimeout(total=patience)
+        status, reason, text = await self._send(call, patience)
+        if status != 200:
+            worker = _error_of(text)
+            passing = status in _NOT_YET or (new and not worker and status in _SETTLING)
+            return call if passing else None, worker or problem(status, reason, text)
+        if call.job:
+            unfinished, said = _job(text)
+            return _Call("GET", f"{self._jobs}/status/{unfinished}", job=True) if unfinished else None, said
+        if isinstance(call.body, dict) and call.body.get("stream"):
+            return None, _stream_complaint(text)
+        return None, _error_of(text) or ("" if text.strip() else "an empty answer")
+
+    async def _send(self, call: _Call, patience: float) -> tuple[int, str, str]:
+        """Return status, reason and body of an answer; the key does not follow a redirect."""
+        limits = aiohttp.ClientTimeout(total=patience)
         async with self._session.request(
-            question.method, question.address, json=question.body, headers=self._headers, timeout=limit
+            call.method, call.url, json=call.body, headers=self._headers, timeout=limits, allow_redirects=False
         ) as answer:
-            text = await answer.text(errors="replace")
-            if answer.status != 200:
-                worker = _error_of(text)
-                passing = answer.status in _NOT_YET or (new and not worker and answer.status in _SETTLING)
-                return question if passing else None, worker or problem(answer.status, answer.reason or "", text)
-            if question.job:
-                unfinished, said = _job(text)
-                return _Question("GET", f"{self._jobs}/status/{unfinished}", job=True) if unfinished else None, said
-            if isinstance(question.body, dict) and question.body.get("stream"):
-                return None, _stream_complaint(text)
-            return None, _error_of(text) or ("" if text.strip() else "an empty answer")
+            return answer.status, answer.reason or "", await read_text(answer)
 
 
 def _error_of(text: str) -> str:
     """Return the sentence in an OpenAI error object, if `text` is one."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         said = json.loads(text)
         error = said.get("error") if isinstance(said, dict) else None
         if isinstance(error, str):
@@ -177,9 +181,9 @@ def _job(text: str) -> tuple[str, str]:
     try:
         said = json.loads(text)
         status = said["status"]
-        if status in {"IN_QUEUE", "IN_PROGRESS"}:
-            return str(said["id"]), f"the job is still {status}"
-    except (ValueError, LookupError, TypeError):
+        if status in {"IN_QUEUE", "IN_PROGRESS"} and re.fullmatch(r"[\w-]{1,200}", said["id"]):  # it becomes part of an address
+            return said["id"], f"the job is still {status}"
+    except (ValueError, LookupError, TypeError, RecursionError):
         return "", f"not what is said of a job: {text[:200]!r}"
     if status == "COMPLETED":
         output = json.dumps(said.get("output"))

@@ -1,4 +1,4 @@
-"""What the worker adds to the engine's own cold start: `ci/just bench start [rounds=5] [delay=3]`.
+"""What the worker adds to the engine's own cold start: `ci/just bench start`.
 
 The engine is FastDeploy's server as it was recorded, which opens its port `delay` seconds after its start. In each round it is started
 alone, then by the worker with its HTTP face, then by the worker under the RunPod SDK's loop; counted is from the start of the process to
@@ -11,10 +11,12 @@ import asyncio
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 
 import aiohttp
 
 from handler.engine import free_ports
+from images.arguments import Command, Key, number, whole
 from tests import ROOT
 from tests.handler.worker_process import Worker, environment, replayed_engine
 from tools.serve.job_server import JobServer
@@ -77,6 +79,18 @@ async def measure(rounds: int, delay: float) -> None:
         print(f"{name:14}  {median:8.3f}  {min(found):5.3f}  {1000 * (median - alone):8.0f}")
 
 
-if __name__ == "__main__":
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    asyncio.run(measure(int(given.get("rounds", "5")), float(given.get("delay", "3"))))
+def run(values: Mapping[str, str]) -> int:
+    """Measure."""
+    asyncio.run(measure(int(values["rounds"]), float(values["delay"])))
+    return 0
+
+
+COMMAND = Command(
+    name="bench start",
+    help="Measure what the worker adds to the engine's own cold start.",
+    keys=(
+        Key("rounds", "How often each is started.", default="5", check=whole(1, 1000)),
+        Key("delay", "Seconds from the engine's start to its open port.", default="3", check=number(0, 600)),
+    ),
+    run=run,
+)
