@@ -62,7 +62,7 @@ def place() -> Iterator[Place]:
         folder.chmod(0o755)
         world = make_world(folder)
         write_lock(folder / "lock.json", world.lock)
-        tree = make_tree(folder / "tree")
+        tree = make_tree(folder / "checkout")
         made = Place(folder, "")
         yield Place(folder, build(made, tree))
 
@@ -95,7 +95,7 @@ def build(
 
 
 def test_built_twice(place: Place) -> None:
-    assert build(place, place.folder / "tree") == place.digest
+    assert build(place, place.folder / "checkout") == place.digest
     assert str(Digest.parse(place.digest)) == place.digest
 
 
@@ -115,12 +115,12 @@ def test_built_twice(place: Place) -> None:
     ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()),
 )
 def test_under_another_environment(place: Place, changes: dict[str, str]) -> None:
-    assert build(place, place.folder / "tree", changes=changes) == place.digest
+    assert build(place, place.folder / "checkout", changes=changes) == place.digest
 
 
 @pytest.mark.parametrize("mask", ["0000", "0022", "0077"])
 def test_under_another_umask(place: Place, mask: str) -> None:
-    assert build(place, place.folder / "tree", "sh", "-c", f'umask {mask}; exec "$@"', "sh") == place.digest
+    assert build(place, place.folder / "checkout", "sh", "-c", f'umask {mask}; exec "$@"', "sh") == place.digest
 
 
 def test_from_another_directory_whose_files_were_made_in_the_opposite_order(place: Place) -> None:
@@ -138,14 +138,14 @@ def test_from_another_directory_whose_files_were_made_in_the_opposite_order(plac
 
 @pytest.mark.parametrize("day", ["1999-12-31 23:59:59", "2038-01-19 03:14:08", "+400d"])
 def test_with_the_clock_moved(place: Place, day: str) -> None:
-    assert build(place, place.folder / "tree", "faketime", "-f", day if day.startswith("+") else f"@{day}") == place.digest
+    assert build(place, place.folder / "checkout", "faketime", "-f", day if day.startswith("+") else f"@{day}") == place.digest
 
 
 def test_as_a_plain_user(place: Place) -> None:
     # A user who is not root is one already; python of this machine's distribution is one that everybody may run.
     as_nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups") if os.getuid() == 0 else ()
     python = "/usr/bin/python3" if as_nobody else sys.executable
-    assert build(place, place.folder / "tree", *as_nobody, python=python, cwd=Path("/")) == place.digest
+    assert build(place, place.folder / "checkout", *as_nobody, python=python, cwd=Path("/")) == place.digest
 
 
 def test_an_edit_of_the_worker_or_another_model_gives_another_digest(place: Place) -> None:
