@@ -83,10 +83,13 @@ def ask(
     Raises:
         StatusError: when the server answers with an error.
         NoAnswer: when it does not answer.
-        HttpError: when the address is not one of HTTP, or holds a user name.
+        HttpError: when the address is not one of HTTP, or holds a user name, or a secret cannot be in a header.
     """
     if not _is_address(url):
         raise HttpError(f"{masked(url)}: expected an address that begins with https:// or http:// and holds no user name or password")
+    if not all(value.isascii() and value.isprintable() for value in (secret or {}).values()):
+        # http.client would quote the value in its error.
+        raise HttpError(f"{masked(url)}: the token or password for it is not printable ASCII")
     proxies = urllib.request.ProxyHandler({}) if is_loopback(url) else urllib.request.ProxyHandler()
     opener = urllib.request.build_opener(proxies, _Redirects())
     reason: Exception
@@ -165,6 +168,11 @@ class Body(io.RawIOBase):
         self._response: http.client.HTTPResponse | None = None
         self._end = start
         """Where the response at hand ends."""
+
+    @property
+    def position(self) -> int:
+        """Return where the next byte is in the body."""
+        return self._at
 
     def readable(self) -> bool:
         """Return True."""

@@ -103,6 +103,8 @@ class Progress:
             self._tell(self._line())
 
     def _redraw(self) -> None:
+        clear = ""
         while not self._over.wait(_REDRAW):
             print(f"\r{self._line()[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            clear = "\r\x1b[K"
+        print(clear, end="", file=sys.stderr, flush=True)

@@ -115,8 +115,8 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> by
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (tar(member("b"), member("a")), "a: stands behind b"),
-        (tar(member("a"), member("a")), "a: stands behind a"),
+        (tar(member("b"), member("a")), "a: comes after b"),
+        (tar(member("a"), member("a")), "a: comes after a"),
         (tar(member("a", mtime=1)), "a: mtime: got 1"),
         (tar(member("a", uid=1000)), "a: owner: got 1000:0"),
         (tar(member("a", uname="root")), "a: owner: got 0:0 root"),
@@ -128,12 +128,12 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> by
         (tar(member("a", pax_headers={"comment": "x"})), "a: PAX: got comment"),
         (tar(member("../a")), "../a: an unsafe path"),
         (tar(member("/a")), "/a: an unsafe path"),
-        (tar(member(".wh.a", b"x")), ".wh.a: a whiteout that is none"),
-        (tar(member(".wh.d/a")), "a whiteout that is none"),
+        (tar(member(".wh.a", b"x")), ".wh.a: a whiteout with a content, or of no name"),
+        (tar(member(".wh.d/a")), "a whiteout with a content, or of no name"),
         (tar(member("a"), end=bytes(512)), "after the last entry, expected two empty blocks"),
         (tar(member("a"), end=bytes(10240)), "got 10240 bytes after the last entry"),
-        (tar(member("worker/lib/other.py")), "worker/lib/other.py: stands in layer"),
-        (b"\x1f\x8b compressed", "not a tar"),
+        (tar(member("worker/lib/other.py")), "worker/lib/other.py: is in layer"),
+        (b"\x1f\x8b compressed", "cannot be read"),
     ],
 )
 def test_a_layer_that_breaks_a_rule_is_found_by_the_rule(copy: Path, built: World, data: bytes, complaint: str) -> None:
@@ -222,7 +222,7 @@ def test_all_mismatches_are_said_in_one_run(copy: Path, built: World) -> None:
     rewrite(copy, _set("config", "config", "Env", value=["API_KEY=x"]))
     replace_layer(copy, 3, tar(member("b", mtime=2), member("a", uid=7)))
     said = problems(copy, built)
-    for part in ("oci-layout: cannot be read", "API_KEY looks like a secret", "b: mtime: got 2", "a: owner: got 7:0", "a: stands behind b"):
+    for part in ("oci-layout: cannot be read", "API_KEY looks like a secret", "b: mtime: got 2", "a: owner: got 7:0", "a: comes after b"):
         assert part in said
 
 

@@ -12,7 +12,7 @@ from handler.fastdeploy.flags import RELEASES, collect_flags, collect_variables,
 from handler.fastdeploy.gpus import parse_architectures
 from handler.settings import Settings, read_settings
 from handler.variables import TABLE
-from images.releases import Gpu
+from images.releases import GpuType
 from tools.deploy.api import Json
 from tools.deploy.order import hint
 from tools.deploy.outcomes import Refused
@@ -31,7 +31,7 @@ def is_secret(name: str) -> bool:
     return name in _SECRETS or bool(_LOOKS_SECRET.search(name))
 
 
-def rented(catalog: Iterable[Json], table: Iterable[Gpu]) -> tuple[list[Gpu], dict[str, str]]:
+def rented(catalog: Iterable[Json], table: Iterable[GpuType]) -> tuple[list[GpuType], dict[str, str]]:
     """Return the GPUs in the pools that RunPod's catalog puts them in today, and the pools of those whose architecture is not known here.
 
     The catalog knows pools and no architectures, the table (images/gpus.toml) knows architectures and an older state of the pools.
@@ -43,7 +43,7 @@ def rented(catalog: Iterable[Json], table: Iterable[Gpu]) -> tuple[list[Gpu], di
     }
 
 
-def check_gpus(image: Image, pools: Sequence[str], excluded: Iterable[str], gpus: Sequence[Gpu]) -> None:
+def check_gpus(image: Image, pools: Sequence[str], excluded: Iterable[str], gpus: Sequence[GpuType]) -> None:
     """Refuse pools that hold a GPU which the image has no kernels for, and names that do not exist.
 
     Raises:
@@ -72,7 +72,7 @@ def check_gpus(image: Image, pools: Sequence[str], excluded: Iterable[str], gpus
         raise Refused(f"gpu: {','.join(pools)} holds {names}, and {image.reference} {_holds(image)}: {_way_out(image, left, wrong, gpus)}")
 
 
-def fitting_pools(image: Image, gpus: Sequence[Gpu]) -> list[str]:
+def fitting_pools(image: Image, gpus: Sequence[GpuType]) -> list[str]:
     """Return the pools whose every GPU the image has kernels for."""
     pools = sorted({gpu.pool for gpu in gpus if gpu.pool})
     return [pool for pool in pools if all(_number(gpu) in _held(image) for gpu in gpus if gpu.pool == pool)]
@@ -122,7 +122,7 @@ def _engine_problems(texts: Mapping[str, str], release: str, gpus: int) -> list[
     return problems + wrong
 
 
-def _number(gpu: Gpu) -> int:
+def _number(gpu: GpuType) -> int:
     return int(gpu.architecture.removeprefix("sm"))
 
 
@@ -138,7 +138,7 @@ def _holds(image: Image) -> str:
     return f"holds kernels for {', '.join(f'SM{number}' for number in held)}" if held else "holds kernels for no GPU"
 
 
-def _way_out(image: Image, left: Sequence[Gpu], wrong: Sequence[Gpu], gpus: Sequence[Gpu]) -> str:
+def _way_out(image: Image, left: Sequence[GpuType], wrong: Sequence[GpuType], gpus: Sequence[GpuType]) -> str:
     ways = []
     if len(wrong) < len(left):
         ways.append(f'leave them out by exclude="{",".join(gpu.name for gpu in wrong)}"')

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from images.auth import AuthFile
 from images.build_errors import ImageError
 from images.digest import Digest
-from images.registry import Reference, Repository
+from images.registry import ImageReference, RegistryRepository
 from tools.deploy.outcomes import Refused
 
 __all__ = ["Image", "look_up"]
@@ -46,8 +46,8 @@ def look_up(text: str, environment: Mapping[str, str]) -> Image:
         Refused: when no registry has it, or it is not one of this worker.
     """
     try:
-        reference = Reference.parse(text)
-        repository = Repository(reference, AuthFile.find(environment))
+        reference = ImageReference.parse(text)
+        repository = RegistryRepository(reference, AuthFile.find(environment))
         manifest = repository.manifest("" if reference.digest else reference.tag or "latest", reference.digest)
         said = manifest.parsed()
         config = json.loads(repository.small_blob(Digest.parse(said["config"]["digest"])))

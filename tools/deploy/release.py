@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from images.releases import Gpu
+from images.releases import GpuType
 from tools.deploy.api import Json, RunPod
 from tools.deploy.changes import create_body, differences, makes_release, merge, patch_for, undo
 from tools.deploy.fitness import check_gpus, check_variables, fitting_pools, rented
@@ -35,7 +35,7 @@ class Deployment:
 
     order: Order
     image: Image
-    gpus: Sequence[Gpu]
+    gpus: Sequence[GpuType]
     proofs: Sequence[Proof]
     api: RunPod
     session: aiohttp.ClientSession

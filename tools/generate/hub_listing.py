@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from images.releases import Gpu, Target, read_gpus, read_releases
+from images.releases import GpuType, Target, read_gpus, read_releases
 from tools.generate.form_fields import Field, fields
 from tools.generate.presets import PRESETS, Preset
 from tools.plan.fit import container_disk
@@ -35,7 +35,7 @@ def pools(covers: tuple[str, ...]) -> list[str]:
     return sorted((pool for pool in known if inside[pool] <= set(covers)), key=lambda pool: (known[pool].gib, list(known).index(pool)))
 
 
-def covered_gpus(covers: tuple[str, ...]) -> list[Gpu]:
+def covered_gpus(covers: tuple[str, ...]) -> list[GpuType]:
     """Return the GPUs of those pools."""
     return [gpu for pool in pools(covers) for gpu in read_gpus() if gpu.pool == pool]
 

@@ -13,7 +13,7 @@ from handler.errors import InvalidSettings
 from handler.fastdeploy.start import Gpu, Host, prepare
 from handler.settings import read_settings
 from images.build_errors import UnknownChoice, nearest
-from images.releases import Gpu as Rented
+from images.releases import GpuType as Rented
 from images.releases import Releases, Target
 from tools.plan.listing import Model
 
