@@ -57,9 +57,10 @@ class Progress:
         *,
         tell: Callable[[str], object] = log.info,
         measure: Callable[[], int] | None = None,
-        interval: float = INTERVAL,
+        interval: float | None = None,
     ) -> None:
-        self._total, self._prefix, self._tell, self._measure, self._interval = total, label and f"{label}: ", tell, measure, interval
+        self._total, self._prefix, self._tell, self._measure = total, label and f"{label}: ", tell, measure
+        self._interval = interval or INTERVAL
         self._done = self._received = 0
         self._lock = threading.Lock()
         self._over = threading.Event()

@@ -55,7 +55,7 @@ def main() -> int:
     target = releases.target("cpu")
     lock = read_lock().having(ci_base(debian_layer()))
     try:
-        fetch(lock.pinned(target, requirements_digest(target)), Cache())
+        fetch(lock.pinned(target, requirements_digest(target)).entries, Cache())
         plan = plan_image(ImageSpec(target=target), releases, lock, Cache())
         with tempfile.TemporaryDirectory(prefix="digest-") as name:
             folder = Path(name)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from images.arguments import Command, Key
-from images.build_errors import BadSource, DigestMismatch, Unlocked
-from images.contents import plan_image
+from images.build_errors import BadSource, DigestMismatch, UnknownChoice, Unlocked, nearest
+from images.contents import LayerPlan, engine_layer, image_environment, model_layers, packages_layer, worker_layers
 from images.context import IMAGE_KEYS, QUANTIZATION, Context, Tell, say
 from images.digest import CHUNK, Digest, canonical_json, file_digest
 from images.entries import LayerEntry, ordered
 from images.fetch import fetch
-from images.lock import Lock
 from images.lock_entries import Base, Blob, Replaced
 from images.resolve import resolve_model, resolve_packages, resolve_wheel
 from images.tar import EPOCH
 from images.wheels import owned_paths
+from images.worker_layers import worker_entries
 
 __all__ = ["COMMAND", "apply_image", "apply_layer"]
 
@@ -96,30 +96,70 @@ def _base(reference: str, replaced: tuple[Replaced, ...]) -> Base:
     return Base(reference=reference, manifest=blobs[0], config=blobs[1], layers=(), replaced=replaced)
 
 
-def apply_image(context: Context, root: Path, tell: Tell = say) -> None:
-    """Apply the image that the context asks for to `root`.
+def apply_image(context: Context, parts: Iterable[str], root: Path, tell: Tell = say) -> None:
+    """Apply parts of the image that the context asks for to `root`.
 
     Raises:
-        ImageError: as `lock`, `fetch` and `build` do.
+        ImageError: as `lock`, `fetch` and `build` do, or when the container's variables are not those of the image.
     """
-    target, spec, cache = context.target, context.spec, context.cache
+    _check_environment(context, os.environ)
+    root.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        for layer in _PARTS[part](context, root, tell):
+            tell(f"applying {layer.title}")
+            with layer.entries(lambda _: None) as entries:
+                apply_layer(entries, root)
+
+
+def _dependencies(context: Context, root: Path, tell: Tell) -> Iterator[LayerPlan]:
+    """Yield the layers of FastDeploy, where the base's own does not cover the architecture, and of what the worker imports."""
+    target, cache, lock = context.target, context.cache, context.lock()
     replaced = _installed(root, target.site_packages)
     if target.engine == "fastdeploy" and not replaced:
         raise BadSource(f"{root}: no FastDeploy in {target.site_packages}; expected this to run in {target.base}")
-    lock = context.lock()
     wheel = _pinned_or(lambda: lock.wheel(target), lambda: resolve_wheel(target, cache, tell))
     packages = resolve_packages(target, lock, cache, tell)
-    model = (
-        _pinned_or(lambda: lock.model(spec.model, spec.revision), lambda: resolve_model(spec.model, spec.revision, cache, os.environ, tell))
-        if spec.model
-        else None
-    )
-    lock = Lock().having(_base(target.base, replaced), packages, *(entry for entry in (wheel, model) if entry is not None))
-    fetch(lock.pinned(target, packages.requirements, spec.model), cache, tell)
-    for layer in plan_image(spec, context.releases, lock, cache).layers:
-        tell(f"applying {layer.title}")
-        with layer.entries(lambda _: None) as entries:
-            apply_layer(entries, root)
+    fetch([*([wheel] if wheel else []), packages], cache, tell)
+    if wheel:
+        yield engine_layer(context.spec, _base(target.base, replaced), wheel.file, cache)
+    yield packages_layer(context.spec, packages, cache)
+
+
+def _model(context: Context, _: Path, tell: Tell) -> Iterator[LayerPlan]:
+    """Yield the layers of the model, if there is one."""
+    spec, cache, lock = context.spec, context.cache, context.lock()
+    if spec.model:
+        model = _pinned_or(
+            lambda: lock.model(spec.model, spec.revision), lambda: resolve_model(spec.model, spec.revision, cache, os.environ, tell)
+        )
+        fetch([model], cache, tell)
+        yield from model_layers(spec, model, cache)
+
+
+def _worker(context: Context, _: Path, __: Tell) -> Iterator[LayerPlan]:
+    """Yield the layers of the worker's code."""
+    yield from worker_layers(worker_entries(context.target.engine))
+
+
+_PARTS: dict[str, Callable[[Context, Path, Tell], Iterator[LayerPlan]]] = {
+    "dependencies": _dependencies,
+    "model": _model,
+    "worker": _worker,
+}
+"""The stages of .runpod/Dockerfile, and their layers."""
+
+
+def _check_environment(context: Context, environment: Mapping[str, str]) -> None:
+    """Check the variables that the Dockerfile sets: a worker believes them, and a wrong one would let it start on a wrong GPU."""
+    wrong = [
+        f"{name}: got {environment.get(name)!r}, expected {value!r} in an image for {context.spec.arguments}"
+        for name, value in image_environment(context.target).items()
+        if environment.get(name) != value
+    ]
+    if wrong:
+        raise UnknownChoice(
+            "\n".join([*wrong, "give --build-arg ARCH, ARCHITECTURES, RELEASE, FASTDEPLOY_RELEASE and PYTHON that fit together"])
+        )
 
 
 def _pinned_or(look_up: Callable[[], T], resolve: Callable[[], T]) -> T:
@@ -129,14 +169,24 @@ def _pinned_or(look_up: Callable[[], T], resolve: Callable[[], T]) -> T:
         return resolve()
 
 
+def _part(text: str) -> None:
+    if text not in _PARTS:
+        raise UnknownChoice(f"got {text!r}, expected one of {', '.join(_PARTS)}{nearest(text, _PARTS)}")
+
+
 def _run(values: Mapping[str, str]) -> int:
-    apply_image(Context.of(values), Path(values["root"]))
+    apply_image(Context.of(values), [values["part"]] if values["part"] else _PARTS, Path(values["root"]))
     return 0
 
 
 COMMAND = Command(
     name="apply",
     help="Apply an image's layers to the base that this runs in, as .runpod/Dockerfile does.",
-    keys=(*IMAGE_KEYS, QUANTIZATION, Key("root", "The folder that stands for the image's root.", default="/")),
+    keys=(
+        *IMAGE_KEYS,
+        QUANTIZATION,
+        Key("part", "The stage of the Dockerfile: dependencies, model or worker; empty means all.", check=_part),
+        Key("root", "The folder that stands for the image's root.", default="/"),
+    ),
     run=_run,
 )

@@ -35,7 +35,21 @@ from images.schema import read_toml
 from images.tar import tar_size
 from images.worker_layers import FOLDER, RESERVED, TREE, worker_entries, worker_groups
 
-__all__ = ["LAYERS", "SIZE", "ImagePlan", "ImageSpec", "LayerPlan", "check_spec", "plan_image"]
+__all__ = [
+    "BAKED_ENVIRONMENT",
+    "LAYERS",
+    "SIZE",
+    "ImagePlan",
+    "ImageSpec",
+    "LayerPlan",
+    "check_spec",
+    "engine_layer",
+    "image_environment",
+    "model_layers",
+    "packages_layer",
+    "plan_image",
+    "worker_layers",
+]
 
 LAYERS = 127
 """Layers that Docker's overlay driver stacks."""
@@ -45,6 +59,9 @@ SIZE = 80 * 10**9
 
 _DIRECTORY = "/worker"
 """Where a container starts."""
+
+BAKED_ENVIRONMENT = {"BAKED_MODELS": f"/{MODELS}", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""Variables of an image with a model: it holds all that it serves, so no start depends on the hub."""
 
 _USER = re.compile(r"[a-z_0-9][a-z0-9_.-]*(:[a-z_0-9][a-z0-9_.-]*)?")
 _PROJECT = TREE / "pyproject.toml"
@@ -111,23 +128,22 @@ def plan_image(spec: ImageSpec, releases: Releases, lock: Lock, cache: Cache, *,
         Unlocked: for inputs that are not pinned, with the command that pins them.
         UnknownChoice, BadSource, TooLarge: for an image that is not possible.
     """
-    target, arguments = spec.target, spec.arguments
+    target = spec.target
     check_spec(spec)
-    pinned = lock.pinned(target, requirements_digest(target), spec.model, spec.revision, arguments)
+    pinned = lock.pinned(target, requirements_digest(target), spec.model, spec.revision, spec.arguments)
     files = worker_entries(target.engine, tree)
     layers = [
-        *([_engine(target, pinned.base, pinned.wheel.file, cache, arguments)] if pinned.wheel else []),
-        _packages(target, pinned.packages, cache, arguments),
-        *(_model(pinned.model, cache, arguments) if pinned.model else []),
-        *([_settings(pinned.model, spec.quantization)] if pinned.model else []),
-        *_worker(files),
+        *([engine_layer(spec, pinned.base, pinned.wheel.file, cache)] if pinned.wheel else []),
+        packages_layer(spec, pinned.packages, cache),
+        *(model_layers(spec, pinned.model, cache) if pinned.model else []),
+        *worker_layers(files),
     ]
     _check_limits(pinned.base, layers)
     container = ContainerConfig(
         # -I and -S hide the base's own packages from the worker, and -B writes no bytecode.
         entrypoint=(target.interpreter, "-I", "-S", "-B", f"/{FOLDER}"),
         directory=_DIRECTORY,
-        environment=_environment(target, baked=pinned.model is not None),
+        environment=image_environment(target) | (BAKED_ENVIRONMENT if pinned.model else {}),
         labels=_labels(releases, pinned.base, spec.commit or str(Digest.of(canonical_json(_inline(files))))),
         user=spec.user,
     )
@@ -152,15 +168,21 @@ def check_spec(spec: ImageSpec) -> None:
         raise UnknownChoice(f"user: got {spec.user!r}, expected a number or a name of the image, with :GROUP if needed, such as 1000:1000")
 
 
-def _engine(target: Target, base: Base, file: File, cache: Cache, arguments: str) -> LayerPlan:
+def engine_layer(spec: ImageSpec, base: Base, file: File, cache: Cache) -> LayerPlan:
+    """Return the layer in which an engine wheel replaces the base's FastDeploy.
+
+    Raises:
+        BadSource: when the base has none.
+    """
+    target = spec.target
     old = sorted({path for replaced in base.replaced for path in replaced.paths})
     if not old:
         raise BadSource(
-            f"{base.reference}: no FastDeploy in {target.site_packages}, expected one to replace; lock it again: ci/just lock {arguments}"
+            f"{base.reference}: no FastDeploy in {target.site_packages}, expected one; lock it again: ci/just lock {spec.arguments}"
         )
     packages = target.site_packages.strip("/")
     prefix = str(Path(packages).parents[2])
-    find = partial(_find, cache, arguments)
+    find = partial(_find, cache, spec.arguments)
 
     @contextmanager
     def entries(count: Count) -> Iterator[list[LayerEntry]]:
@@ -179,9 +201,11 @@ def _engine(target: Target, base: Base, file: File, cache: Cache, arguments: str
     return LayerPlan(title=f"engine {file.name}", recipe=recipe, size=file.size, entries=entries, missing=partial(_missing, find, [file]))
 
 
-def _packages(target: Target, packages: Packages, cache: Cache, arguments: str) -> LayerPlan:
+def packages_layer(spec: ImageSpec, packages: Packages, cache: Cache) -> LayerPlan:
+    """Return the layer of what the worker imports."""
+    target = spec.target
     wheels = sorted(packages.wheels, key=lambda wheel: wheel.name)
-    find = partial(_find, cache, arguments)
+    find = partial(_find, cache, spec.arguments)
 
     @contextmanager
     def entries(count: Count) -> Iterator[list[LayerEntry]]:
@@ -197,8 +221,9 @@ def _packages(target: Target, packages: Packages, cache: Cache, arguments: str) 
     return LayerPlan(title=title, recipe=recipe, size=size, entries=entries, missing=partial(_missing, find, wheels))
 
 
-def _model(model: LockedModel, cache: Cache, arguments: str) -> Iterator[LayerPlan]:
-    find = partial(_find, cache, arguments)
+def model_layers(spec: ImageSpec, model: LockedModel, cache: Cache) -> Iterator[LayerPlan]:
+    """Yield the layers of a baked model, and the one of its settings."""
+    find = partial(_find, cache, spec.arguments)
     parts = groups(model)
     for number, files in enumerate(parts, 1):
         ordered = sorted(files, key=lambda file: file.path.encode())
@@ -211,16 +236,18 @@ def _model(model: LockedModel, cache: Cache, arguments: str) -> Iterator[LayerPl
         entries = partial(_given, partial(model_entries, model, ordered, find))
         size = sum(file.size for file in files)
         yield LayerPlan(title=title, recipe=recipe, size=size, entries=entries, missing=partial(_missing, find, ordered))
+    found = settings_entries(model, spec.quantization)
+    title = f"settings {model.repository}" + (f" {spec.quantization}" if spec.quantization else "")
+    yield LayerPlan(
+        title=title,
+        recipe={"kind": "settings", "entries": _inline(found)},
+        size=tar_size(found),
+        entries=partial(_given, partial(list, found)),
+    )
 
 
-def _settings(model: LockedModel, quantization: str) -> LayerPlan:
-    found = settings_entries(model, quantization)
-    title = f"settings {model.repository}" + (f" {quantization}" if quantization else "")
-    recipe = {"kind": "settings", "entries": _inline(found)}
-    return LayerPlan(title=title, recipe=recipe, size=tar_size(found), entries=partial(_given, partial(list, found)))
-
-
-def _worker(files: list[LayerEntry]) -> Iterator[LayerPlan]:
+def worker_layers(files: list[LayerEntry]) -> Iterator[LayerPlan]:
+    """Yield the layers of the worker's code."""
     parts = worker_groups(files)
     for number, part in enumerate(parts, 1):
         recipe = {"kind": "worker", "entries": _inline(part)}
@@ -252,18 +279,17 @@ def _given(entries: Callable[[], list[LayerEntry]], _: Count) -> Iterator[list[L
     yield entries()
 
 
-def _environment(target: Target, *, baked: bool) -> dict[str, str]:
+def image_environment(target: Target) -> dict[str, str]:
     """Return the variables that tell the worker what its image is; `handler.settings` has their meaning."""
-    found: dict[str, str] = {"ENGINE": target.engine}
-    if target.engine == "fastdeploy":
-        found["ENGINE_PYTHON"] = target.interpreter
-        found["FASTDEPLOY_RELEASE"] = ".".join(target.release.split(".")[:2])
-        found["IMAGE_ARCHITECTURES"] = ",".join(name.removeprefix("sm") for name in target.covers)
-        found["IMAGE_CUDA"] = target.cuda
-    if baked:
-        # The image holds all that it serves, so no start depends on the hub.
-        found |= {"BAKED_MODELS": f"/{MODELS}", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    return found
+    if target.engine == "cpu":
+        return {"ENGINE": target.engine}
+    return {
+        "ENGINE": target.engine,
+        "ENGINE_PYTHON": target.interpreter,
+        "FASTDEPLOY_RELEASE": ".".join(target.release.split(".")[:2]),
+        "IMAGE_ARCHITECTURES": ",".join(name.removeprefix("sm") for name in target.covers),
+        "IMAGE_CUDA": target.cuda,
+    }
 
 
 def _labels(releases: Releases, base: Base, revision: str) -> dict[str, str]:

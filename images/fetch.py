@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,27 +17,34 @@ from images.build_errors import UnknownChoice, Unlocked, Unreachable
 from images.cache import Cache
 from images.context import BUILD_KEYS, Context, Tell, say
 from images.digest import Digest, file_digest
-from images.download import bring, file_input, model_inputs
+from images.download import Input, bring, file_input, model_inputs
 from images.lock import Pinned
-from images.lock_entries import File, Packages
+from images.lock_entries import EngineWheel, File, LockedModel, LockEntry, Packages
 
 __all__ = ["COMMAND", "fetch"]
 
 
-def fetch(pinned: Pinned, cache: Cache, tell: Tell = say, *, only: Digest | None = None) -> None:
-    """Download the inputs of an image, or the `only` one of this digest, that are not in the cache.
+def fetch(entries: Iterable[LockEntry], cache: Cache, tell: Tell = say, *, only: Digest | None = None) -> None:
+    """Download the inputs of these rows of the lock, or the `only` one of this digest, that are not in the cache; a base has none.
 
     Raises:
         Unreachable: when a file cannot be had, with the reason of each location; what was received stays in the cache.
     """
-    wheel, model = pinned.wheel, pinned.model
     silent: set[str] = set()
-    inputs = [*([file_input(wheel.file, wheel.mirrors)] if wheel else []), *(model_inputs(model, os.environ) if model else [])]
-    for wanted in inputs:
-        if only in (None, wanted.digest):
-            bring(wanted, cache, tell, silent)
-    chosen = tuple(file for file in pinned.packages.wheels if only in (None, file.digest))
-    _bring_packages(replace(pinned.packages, wheels=chosen), cache, tell, silent)
+    for entry in entries:
+        if isinstance(entry, Packages):
+            chosen = tuple(file for file in entry.wheels if only in (None, file.digest))
+            _bring_packages(replace(entry, wheels=chosen), cache, tell, silent)
+        for wanted in _inputs(entry):
+            if only in (None, wanted.digest):
+                bring(wanted, cache, tell, silent)
+
+
+def _inputs(entry: LockEntry) -> Iterable[Input]:
+    """Return the files of a row, apart from the worker's packages, which pip brings."""
+    if isinstance(entry, EngineWheel):
+        return [file_input(entry.file, entry.mirrors)]
+    return model_inputs(entry, os.environ) if isinstance(entry, LockedModel) else []
 
 
 def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[str]) -> None:
@@ -90,7 +97,7 @@ def _run(values: Mapping[str, str]) -> int:
         only = Digest.parse(values["only"]) if values["only"] else None
     except ValueError as error:
         raise UnknownChoice(f"only: {error}") from None
-    fetch(_pinned(context, locked=values["locked"] == "yes"), context.cache, only=only)
+    fetch(_pinned(context, locked=values["locked"] == "yes").entries, context.cache, only=only)
     if only and not context.cache.path(only).is_file():
         raise UnknownChoice(f"only: got {only}, expected a file that the image of {context.spec.arguments} reads")
     return 0

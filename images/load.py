@@ -36,10 +36,9 @@ def load(image: Pushable, name: str, mirrors: Iterable[str] = (), tell: Tell = s
             (blobs / blob.name).hardlink_to(blob)
         for document in ("index.json", "oci-layout"):
             Path(folder, document).write_bytes((image.layout / document).read_bytes())
-        size = sum(blob.stat().st_size for blob in blobs.iterdir())
-        tell(f"loading {name} into Docker, {size_text(size)}")
+        tell(f"loading {name} into Docker, {size_text(sum(blob.stat().st_size for blob in blobs.iterdir()))}")
         options = [f"--dest-daemon-host={host}"] if host else []
-        copy("oci:.", f"docker-daemon:{name}", size=size, folder=Path(folder), options=options, tell=tell)
+        copy("oci:.", f"docker-daemon:{name}", folder=Path(folder), options=options, tell=tell)
 
 
 def _receive_base(image: Pushable, blobs: Path, mirrors: Iterable[str], tell: Tell) -> None:

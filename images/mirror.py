@@ -40,7 +40,7 @@ def mirror(pinned: Pinned, to: str, cache: Cache, tell: Tell = say) -> tuple[Loc
         Unreachable: when a registry fails four times in a row, or an input cannot be had.
     """
     place = _repository(to)
-    fetch(pinned, cache, tell)
+    fetch(pinned.entries, cache, tell)
     base, wheel, packages, model = pinned.base, pinned.wheel, pinned.packages, pinned.model
     copy_base(ImageReference.parse(base.reference).at(base.manifest.digest), place, base.mirrors, tell)
     if wheel:
