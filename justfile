@@ -81,7 +81,7 @@ lock-python: _tools
 lock *arguments: _images
     @{{python}} -m images lock "$@"
 
-# Build an image and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [out=DIRECTORY]
+# Build an image, pin what the lock lacks, and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [locked=yes]
 [group('image')]
 build-image *arguments: _images
     @{{python}} -m images fetch,build "$@"
@@ -96,10 +96,10 @@ verify-image *arguments: _images
 push-image *arguments: _images
     @exec {{python}} -m images fetch,build,push "$@"
 
-# Put a built image into a local Docker: load-image arch=ARCH [as=NAME]
+# Build an image and load it into a local Docker: load-image arch=ARCH [as=NAME] [as for build-image]
 [group('image')]
 load-image *arguments: _images
-    @{{python}} -m images load "$@"
+    @{{python}} -m images fetch,build,load "$@"
 
 # Copy what an image is made of to a registry of your own: mirror arch=ARCH to=REGISTRY/REPOSITORY
 [group('image')]

@@ -190,7 +190,7 @@ class RegistryRepository:
     def _ask(self, path: str, **request: Any) -> HTTPResponse:
         """Send a request, and send it once more with the credentials that the registry asks for."""
         url, sent = urljoin(f"{self._url}/", path), self._authorization
-        with unreachable_on_http_errors():
+        with self._advised(), unreachable_on_http_errors():
             try:
                 return ask(url, secret=_secret(sent), **request)
             except StatusError as error:
@@ -200,6 +200,16 @@ class RegistryRepository:
                     if self._authorization == sent and not self._authorize(error.headers.get("WWW-Authenticate", "")):
                         raise
             return ask(url, secret=_secret(self._authorization), **request)
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        """Add what to do to the error of an account that the registry does not accept."""
+        try:
+            yield
+        except Unreachable as error:
+            if error.status not in (401, 403):
+                raise
+            raise Unreachable(f"{error}; log in with `skopeo login {self.reference.registry}`", error.status) from error
 
     def _authorize(self, challenge: str) -> bool:
         """Get the credentials that a registry's challenge asks for, and return whether they are new."""

@@ -60,13 +60,18 @@ def pin_missing(context: Context, tell: Tell = say) -> None:
         "engine": lambda: lock.wheel(target),
         "packages": lambda: lock.packages_for(target, requirements_digest(target)),
     }
-    named = {"model": spec.model, "base": target.base, "engine": f"FastDeploy {target.release}", "packages": "the worker's packages"}
-    for name, resolve in _resolvers(context, tell).items():
+    names = {
+        "model": f"model {spec.model}",
+        "base": f"base {target.base}",
+        "engine": f"FastDeploy {target.release}",
+        "packages": "the worker's packages",
+    }
+    for kind, resolve in _resolvers(context, tell).items():
         try:
-            look_ups[name]()
+            look_ups[kind]()
         except Unlocked:
             context.check_writable()
-            tell(f"pinning {name} {named[name]} as of today, in {context.lock_file}")
+            tell(f"pinning {names[kind]} as of today, in {context.lock_file}")
             _keep(context, resolve())
 
 

@@ -73,9 +73,8 @@ def _in_layer(repository: RegistryRepository, layer: LockedLayer, folder: str, h
 
 
 def _members(repository: RegistryRepository, layer: LockedLayer, tell: Tell) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
-    name = f"layer {layer.digest}"
-    body = Body(Remote(name=name, size=layer.size, open=partial(repository.blob, layer.digest)))
-    progress = Progress(layer.size, name, tell=tell, measure=lambda: body.position)
+    body = Body(Remote(name=f"layer {layer.digest}", size=layer.size, open=partial(repository.blob, layer.digest)))
+    progress = Progress(layer.size, "reading", tell=tell, measure=lambda: body.position)
     with progress, body, io.BufferedReader(body, _BUFFER) as buffered:
         if buffered.peek(4)[:4] == b"\x28\xb5\x2f\xfd":
             raise ValueError("it is compressed with zstd, expected gzip or nothing")
