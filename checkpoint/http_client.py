@@ -20,6 +20,8 @@ from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
+from checkpoint.unavailable import has_user, is_address, masked
+
 __all__ = [
     "PAUSES",
     "Body",
@@ -31,7 +33,6 @@ __all__ = [
     "ask",
     "byte_range",
     "is_loopback",
-    "masked",
     "read_body",
 ]
 
@@ -85,7 +86,7 @@ def ask(
         NoAnswer: when it does not answer.
         HttpError: when the address is not one of HTTP, or holds a user name, or a secret cannot be in a header.
     """
-    if not _is_address(url):
+    if not is_address(url) or has_user(url):
         raise HttpError(f"{masked(url)}: expected an address that begins with https:// or http:// and holds no user name or password")
     if not all(value.isascii() and value.isprintable() for value in (secret or {}).values()):
         # http.client would quote the value in its error.
@@ -241,13 +242,6 @@ def byte_range(start: int, end: int | None) -> dict[str, str]:
     return {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
 
 
-def masked(url: str) -> str:
-    """Return an address for a message: without its query, which may hold a signature, and without user name and password."""
-    before, separator, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{before}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else before.rpartition("@")[2]
-
-
 def is_loopback(url: str) -> bool:
     """Return whether an address is on this machine, where registries speak plain HTTP.
 
@@ -258,14 +252,6 @@ def is_loopback(url: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and "@" not in parts.netloc and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # such as a port that is no number
-        return False
 
 
 def _server(url: str) -> tuple[str, str | None, int | None]:

@@ -29,10 +29,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from checkpoint.files import damage, holds_checkpoint, snapshot_folder, wanted
-from checkpoint.http_client import HttpError, StatusError, masked
+from checkpoint.http_client import HttpError, StatusError
 from checkpoint.progress import Progress, size_text
 from checkpoint.receive import Receiver, is_whole, received
-from checkpoint.unavailable import ModelUnavailable, is_address, is_header_text
+from checkpoint.unavailable import ModelUnavailable, has_user, is_address, is_header_text, masked
 
 __all__ = ["DEFAULT_ENDPOINT", "Hub", "Listing", "RemoteFile", "bearer", "download", "file_address", "list_files"]
 
@@ -148,9 +148,11 @@ def download(listing: Listing, cache: Path, hub: Hub) -> Path:
 
 
 def _check(hub: Hub) -> None:
-    """Refuse what no request can be made of: the library does not import with such an address, and quotes such a token."""
+    """Refuse values that no request can have: the library does not import with such an address, and quotes such a token."""
     if hub.endpoint and not is_address(hub.endpoint):
-        raise ModelUnavailable(f"HF_ENDPOINT: got {masked(hub.endpoint)!r}, expected the address of a hub, such as https://huggingface.co")
+        raise ModelUnavailable(f"HF_ENDPOINT: got {masked(hub.endpoint)!r}, expected the address of a hub, such as {DEFAULT_ENDPOINT}")
+    if has_user(hub.endpoint):
+        raise ModelUnavailable(f"HF_ENDPOINT: got {masked(hub.endpoint)!r} with a user name, expected none: set HF_TOKEN for the hub")
     if not is_header_text(hub.token):
         raise ModelUnavailable("HF_TOKEN: got ***, expected printable ASCII without blanks or line breaks")
 

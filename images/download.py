@@ -19,10 +19,11 @@ from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from checkpoint.http_client import Remote, ask, byte_range, masked
+from checkpoint.http_client import Remote, ask, byte_range
 from checkpoint.hub import DEFAULT_ENDPOINT, bearer, file_address
 from checkpoint.progress import Progress, size_text
 from checkpoint.receive import fill
+from checkpoint.unavailable import masked
 from images.auth import AuthFile
 from images.build_errors import DigestMismatch, ImageError, Silent, Unreachable
 from images.cache import Cache

@@ -15,7 +15,8 @@ from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from checkpoint.http_client import HttpError, NoAnswer, StatusError, ask, byte_range, is_loopback, masked, read_body
+from checkpoint.http_client import HttpError, NoAnswer, StatusError, ask, byte_range, is_loopback, read_body
+from checkpoint.unavailable import masked
 from images.auth import HUB, HUB_API, AuthFile
 from images.build_errors import BadSource, DigestMismatch, Silent, UnknownChoice, Unreachable
 from images.digest import Digest, parse_json

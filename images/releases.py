@@ -198,9 +198,17 @@ class Releases:
         """
         names = [release.name for release in self.releases]
         if name not in names:
-            other = "; another one is possible with base=registry/repository:tag, the base image that holds it"
-            raise UnknownChoice(f"release: got {name!r}, expected one of {', '.join(names)}{nearest(name, names)}{other}")
+            raise UnknownChoice(f"release: got {name!r}, expected one of {', '.join(names)}{nearest(name, names)}{self._hint(name)}")
         return self.releases[names.index(name)]
+
+    def _hint(self, name: str) -> str:
+        """Return how to build a release that releases.toml lacks."""
+        try:
+            similar = self._similar(name)
+        except UnknownChoice:
+            return ""
+        repository = similar.builds[0].base.rpartition(":")[0]
+        return f"; another one needs the base image that holds it, probably base={repository}:{name}"
 
     def _similar(self, name: str) -> Release:
         """Return the release of that name, or one like the release of the same minor version."""

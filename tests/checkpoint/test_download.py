@@ -327,6 +327,8 @@ def test_an_address_that_answers_and_is_no_hub_is_told(tmp_path: Path, body: byt
     ("endpoint", "token", "expected"),
     [
         ("https://hub.example.com:port", "", "HF_ENDPOINT: got 'https://hub.example.com:port', expected the address of a hub"),
+        ("https://me:hf_hidden@hub.example.com/x", "", "HF_ENDPOINT: got 'https://hub.example.com/x' with a user name, expected none"),
+        ("ftp://me:hf_hidden@hub.example.com/x", "", "HF_ENDPOINT: got 'ftp://hub.example.com/x', expected the address of a hub"),
         ("http://127.0.0.999", "", "http://127.0.0.999 cannot be reached .*check the network, or HF_ENDPOINT"),
         ("http://127.0.0.1:9", "hf_hidden\nhf_other", "HF_TOKEN: got .*, expected printable ASCII"),
         ("http://127.0.0.1:9", "hf_hidden…", "HF_TOKEN: got .*, expected printable ASCII"),

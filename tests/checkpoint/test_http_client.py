@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import http_client
-from checkpoint.http_client import HttpError, NoAnswer, StatusError, ask, is_loopback, masked, read_body
+from checkpoint.http_client import HttpError, NoAnswer, StatusError, ask, is_loopback, read_body
+from checkpoint.unavailable import masked
 from tests.twins.scripted_server import served
 
 SECRET = {"Authorization": "Bearer hf_secret"}
