@@ -153,6 +153,14 @@ def test_a_file_that_cannot_be_followed_is_named(told: dict[str, object], compla
         AuthFile.find(os.environ).basic("one.example")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\\xff"], ids=["deep", "cut short", "no JSON"])
+def test_a_file_that_is_no_json_is_named(text: str, home: Path) -> None:
+    (home / ".docker").mkdir()
+    (home / ".docker" / "config.json").write_text(text)
+    with pytest.raises(BadSource, match=r"config\.json: cannot be read as an auth file"):
+        AuthFile.find(os.environ).basic("one.example")
+
+
 def test_no_file_is_read_before_a_registry_asks_for_an_account(home: Path, hosts: Hosts) -> None:
     keep(home / ".docker/config.json", auths=["damaged"])
     base = ImageReference.parse(hosts.base)
