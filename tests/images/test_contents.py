@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from handler.settings import read_settings
 from images import contents
+from images.build import build_image
 from images.build_errors import BadSource, Missing, TooLarge, UnknownChoice, Unlocked, UnsafePath
+from images.contents import ImageSpec, check_spec, plan_image
 from images.digest import Digest
+from images.layout import OciLayout
 from images.lock_entries import LockedModel, ModelFile, Packages
 from images.model_layers import LARGE, groups, model_entries
 from images.releases import read_gpus, read_releases
@@ -221,6 +224,27 @@ def test_labels_and_history_say_where_it_comes_from(world: World) -> None:
 def test_what_does_not_go_together_is_refused(world: World, architecture: str, model: str, quantization: str, complaint: str) -> None:
     with pytest.raises(UnknownChoice, match=complaint):
         world.plan(architecture, model, quantization)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"user": "1000:"}, "user: got '1000:', expected a number or a name of the image"),
+        ({"user": "a b"}, "user: got 'a b'"),
+        ({"user": "root\nENV=1"}, "user: got "),
+        ({"revision": "main"}, "revision: got 'main' without a model"),
+    ],
+)
+def test_a_user_or_a_revision_that_cannot_be_is_refused(world: World, changes: dict[str, str], complaint: str) -> None:
+    with pytest.raises(UnknownChoice, match=complaint):
+        check_spec(ImageSpec(target=world.target("cpu"), **changes))
+
+
+def test_the_user_of_a_container_is_the_bases_unless_one_is_named(world: World) -> None:
+    assert "User" not in config_of(world.build()[0])["config"]
+    plan = plan_image(ImageSpec(target=world.target("cpu"), user="1000:1000"), world.releases, world.lock, world.cache)
+    build_image(plan, OciLayout(world.root / "with-user"), world.cache)
+    assert config_of(world.root / "with-user")["config"]["User"] == "1000:1000"
 
 
 def test_a_missing_input_is_named_with_the_command_that_brings_it(world: World) -> None:
