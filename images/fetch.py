@@ -99,7 +99,7 @@ def _run(values: Mapping[str, str]) -> int:
         raise UnknownChoice(f"only: {error}") from None
     fetch(_pinned(context, locked=values["locked"] == "yes").entries, context.cache, only=only)
     if only and not context.cache.path(only).is_file():
-        raise UnknownChoice(f"only: got {only}, expected a file that the image of {context.spec.arguments} reads")
+        raise UnknownChoice(f"only: got {only}, expected a file that the image of {context.target.arguments} reads")
     return 0
 
 
