@@ -96,7 +96,7 @@ lock-python: _tools
 lock *arguments: _images
     @CALLED_AS="ci/just $0" exec {{python}} -m images lock "$@"
 
-# Build an image and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [out=DIRECTORY]
+# Build an image, pin what the lock lacks, and print its digest: build-image arch=ARCH [release=R] [cuda=C] [model=ORG/NAME] [quantization=Q] [locked=yes]
 [group('image')]
 [no-exit-message]
 build-image *arguments: _images
@@ -114,11 +114,11 @@ verify-image *arguments: _images
 push-image *arguments: _images
     @CALLED_AS="ci/just $0" exec {{python}} -m images fetch,build,push "$@"
 
-# Put a built image into a local Docker: load-image arch=ARCH [as=NAME]
+# Build an image and load it into a local Docker: load-image arch=ARCH [as=NAME] [as for build-image]
 [group('image')]
 [no-exit-message]
 load-image *arguments: _images
-    @CALLED_AS="ci/just $0" exec {{python}} -m images load "$@"
+    @CALLED_AS="ci/just $0" exec {{python}} -m images fetch,build,load "$@"
 
 # Copy what an image is made of to a registry of your own: mirror arch=ARCH to=REGISTRY/REPOSITORY
 [group('image')]

@@ -1,17 +1,17 @@
-"""The Hugging Face hub: what a repository holds, and how it comes to a disk, whole or not at all.
+"""The Hugging Face hub: list a repository's files, download them into the hub's own cache layout, whole or not at all.
 
-The disk keeps the hub's own cache layout, so that every program that knows the hub finds the files: `blobs/<digest>` holds contents,
-`snapshots/<commit>/<path>` points to them, `refs/<branch>` names a commit. Rules, which the tests cite:
+Every program that knows the hub finds the files: `blobs/<digest>` holds contents, `snapshots/<commit>/<path>` points to them,
+`refs/<branch>` names a commit. Rules, which the tests cite:
 
  1. A file has its final name only when all its bytes are there and, for every large file, its SHA-256 is the one that the hub names.
  2. What an interrupted download has received stays as `blobs/<digest>.partial`, and the next one, in this process or another, asks for
-    the rest. (huggingface_hub alone drops it, so that a start-up limit shorter than the download would never be met.)
+    the rest. (huggingface_hub alone drops it, so a start-up limit shorter than the download would never be met.)
  3. Two workers on one volume share the library's file locks. Where a network file system ignores locks, rule 1 still holds: a worker
-    that finds another at the same partial file, or finds it renamed, leaves it alone; it takes the whole file if that is there by then,
-    and else receives it into a file that no other process knows, as it does after wrong bytes.
+    that finds another one writing the same partial file, or finds the file renamed, stops writing to it. It uses the whole file if that
+    is there by then, and otherwise downloads to a name that no other process uses, as it does after wrong bytes.
  4. `refs` is written last: a reference points to a whole snapshot.
 
-Small files, metadata, redirects, retries and the credentials' reach are huggingface_hub's work.
+Large files come through `receive`; small files and metadata through huggingface_hub.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
 from checkpoint.config import read_config
 from checkpoint.files import damage, holds_checkpoint, snapshot_folder, wanted
+from checkpoint.http_client import HttpError, StatusError
 from checkpoint.progress import Progress, size_text
 from checkpoint.receive import Receiver, is_whole, received
-from checkpoint.unavailable import ModelUnavailable, is_address, is_header_text
+from checkpoint.unavailable import ModelUnavailable, has_user, is_address, is_header_text, masked
 
-if TYPE_CHECKING:
-    # The library takes 0.3 s to import, which a model that is here already need not wait for.
-    from huggingface_hub.errors import HfHubHTTPError
-
-__all__ = ["Hub", "Listing", "RemoteFile", "download", "list_files"]
+__all__ = ["DEFAULT_ENDPOINT", "Hub", "Listing", "RemoteFile", "bearer", "download", "file_address", "list_files"]
 
 log = logging.getLogger(__name__)
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+"""The hub's address where HF_ENDPOINT names no other."""
 
 _STREAMS = 8
 """Files received at the same time; huggingface_hub's own default."""
@@ -74,6 +75,16 @@ class Listing:
     revision: str
     commit: str
     files: tuple[RemoteFile, ...]
+
+
+def file_address(endpoint: str, repository: str, commit: str, path: str) -> str:
+    """Return the address of a file's content on the hub at `endpoint`."""
+    return f"{endpoint.rstrip('/')}/{repository}/resolve/{commit}/{quote(path)}"
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header that shows the hub a token; none for an empty one."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def list_files(repository: str, revision: str, hub: Hub) -> Listing:
@@ -151,9 +162,11 @@ def _config(listing: Listing, cache: Path, hub: Hub) -> dict[str, Any]:
 
 
 def _check(hub: Hub) -> None:
-    """Refuse what no request can be made of: the library does not import with such an address, and quotes such a token."""
+    """Refuse values that no request can have: the library does not import with such an address, and quotes such a token."""
     if hub.endpoint and not is_address(hub.endpoint):
-        raise ModelUnavailable(f"HF_ENDPOINT: got {hub.endpoint!r}, expected the address of a hub, such as https://huggingface.co")
+        raise ModelUnavailable(f"HF_ENDPOINT: got {masked(hub.endpoint)!r}, expected the address of a hub, such as {DEFAULT_ENDPOINT}")
+    if has_user(hub.endpoint):
+        raise ModelUnavailable(f"HF_ENDPOINT: got {masked(hub.endpoint)!r} with a user name, expected none: set HF_TOKEN for the hub")
     if not is_header_text(hub.token):
         raise ModelUnavailable("HF_TOKEN: got ***, expected printable ASCII without blanks or line breaks")
 
@@ -173,21 +186,21 @@ def _check_space(listing: Listing, folder: Path) -> None:
 
 def _receive_large(listing: Listing, folder: Path, hub: Hub) -> None:
     """Receive every large file that is not there yet, several at a time."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import ENDPOINT
 
     large = [file for file in listing.files if file.sha256 and not is_whole(folder / "blobs", file.sha256, file.size)]
     if not large:
         return
     total = sum(file.size for file in large)
     log.info("downloading %d files, %s, of %s at commit %s", len(large), size_text(total), listing.repository, listing.commit)
-    headers = build_hf_headers(token=hub.token or None) | {"Accept-Encoding": "identity"}
-    with Progress(total) as progress, ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as pool:
-        receiver = Receiver(folder, headers, progress)
+    token = hub.token or get_token() or ""
+    with Progress(total, "weights") as progress, ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as pool:
+        receiver = Receiver(folder, bearer(token), progress)
         tasks = []
         try:
             for file in large:
-                url = hf_hub_url(listing.repository, file.path, revision=listing.commit, endpoint=hub.endpoint or None)
+                url = file_address(hub.endpoint or ENDPOINT, listing.repository, listing.commit, file.path)
                 tasks.append(pool.submit(receiver.receive, url, file.path, file.sha256, file.size))
             wait(tasks, return_when=FIRST_EXCEPTION)
         finally:
@@ -195,9 +208,10 @@ def _receive_large(listing: Listing, folder: Path, hub: Hub) -> None:
             receiver.stopped.set()
             cancelled = [task.cancel() for task in tasks]
         failed = [error for task, gone in zip(tasks, cancelled, strict=True) if not gone and (error := task.exception())]
-        # Those that were stopped because of another tell nothing.
+        # A task that was stopped because another one failed has no reason of its own.
         for error in sorted(failed, key=lambda error: isinstance(error, InterruptedError)):
             raise error
+    log.info("received %s", progress.summary)
 
 
 def _write_reference(folder: Path, listing: Listing) -> None:
@@ -215,7 +229,7 @@ def _write_reference(folder: Path, listing: Listing) -> None:
 
 @contextlib.contextmanager
 def _explained(repository: str, revision: str, hub: Hub, cache: Path | None = None) -> Iterator[None]:
-    """Turn the library's errors into one sentence for the operator each."""
+    """Turn every error of the hub, the network and the disk into one sentence for the operator."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -231,20 +245,22 @@ def _explained(repository: str, revision: str, hub: Hub, cache: Path | None = No
     except LocalEntryNotFoundError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ModelUnavailable(f"{wanted_text}: {_reason(cause, repository, hub, cache)}") from error
-    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+    except (HttpError, HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise ModelUnavailable(f"{wanted_text}: {_reason(error, repository, hub, cache)}") from error
 
 
 def _reason(error: Exception, repository: str, hub: Hub, cache: Path | None) -> str:
-    """Say what an error means to the operator, and what to do."""
+    """Return what an error means to the operator, and what to do."""
     import httpx2
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError
 
-    where = hub.endpoint or ENDPOINT
-    if isinstance(error, HfHubHTTPError):
-        return _reason_of_answer(error, f"{where}/{repository}", has_token=bool(hub.token))
-    if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)):
+    where = masked(hub.endpoint or ENDPOINT)
+    if isinstance(error, (StatusError, HfHubHTTPError)):
+        status = error.status if isinstance(error, StatusError) else error.response.status_code
+        headers = error.headers if isinstance(error, StatusError) else error.response.headers
+        return _reason_of_answer(status, headers.get("X-Error-Code") or "", f"{where}/{repository}", has_token=bool(hub.token))
+    if isinstance(error, (HttpError, httpx2.HTTPError, httpx2.InvalidURL)):
         return f"{where} cannot be reached ({str(error) or type(error).__name__}): check the network, or HF_ENDPOINT if it is set"
     if isinstance(error, ValueError):
         return f"{where} does not answer as a hub does ({error}): check HF_ENDPOINT if it is set"
@@ -259,28 +275,26 @@ def _reason(error: Exception, repository: str, hub: Hub, cache: Path | None) -> 
     return f"the download failed: {error}"
 
 
-def _reason_of_answer(error: HfHubHTTPError, page: str, *, has_token: bool) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    reasons: dict[type[Exception], tuple[str, str]] = {
-        GatedRepoError: (
+def _reason_of_answer(status: int, code: str, page: str, *, has_token: bool) -> str:
+    """Return what an HTTP status of the hub means; `code` is its header X-Error-Code."""
+    reasons = {
+        "GatedRepo": (
             f"the repository is gated: accept its terms at {page}, then set HF_TOKEN",
             f"the repository is gated: accept its terms at {page} with the account that HF_TOKEN belongs to",
         ),
-        RepositoryNotFoundError: (
+        "RepoNotFound": (
             "no such repository, or it is private: check the name, or set HF_TOKEN",
             "no such repository, or HF_TOKEN may not see it: check the name and the token",
         ),
-        RevisionNotFoundError: ("no such revision: set MODEL_REVISION to a branch, tag or full commit of the repository",) * 2,
+        "RevisionNotFound": ("no such revision: set MODEL_REVISION to a branch, tag or full commit of the repository",) * 2,
     }
-    status = error.response.status_code
-    # To a stranger the hub answers 401 for what is private and for what does not exist.
-    kind = RepositoryNotFoundError if status == 401 and not has_token and type(error) not in reasons else type(error)
-    if kind in reasons:
-        return reasons[kind][has_token]
-    todo = {
+    # Without a token the hub answers 401 both for a private repository and for one that does not exist.
+    code = code or ("RepoNotFound" if status == 401 and not has_token else "")
+    if code in reasons:
+        return reasons[code][has_token]
+    advice = {
         401: "it does not know the token: set HF_TOKEN to a valid one",
         403: "the token may not read this repository: give HF_TOKEN read access to it",
         429: "too many requests: set HF_TOKEN, or try again later",
     }
-    return f"the hub answered {status} to {page}: {todo.get(status, 'try again later')}"
+    return f"the hub answered {status} to {page}: {advice.get(status, 'try again later')}"

@@ -1,6 +1,7 @@
-"""Receive one large file of the hub onto a disk: resumed where it broke off, checked against its SHA-256, then named.
+"""Receive one large file onto a disk: continued where an earlier try stopped, checked by its SHA-256, named only when it is whole.
 
-Rules 1 to 3 of `hub` are kept here.
+`fill` brings a partial file to its full length and tells the digest of all it holds; the image builder uses it for every input. `Receiver`
+does the rest for a cache of the Hugging Face hub, which several workers may share: rules 1 to 3 of `hub`.
 """
 
 from __future__ import annotations
@@ -8,31 +9,92 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import http.client
+import io
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
 
+from checkpoint.http_client import Body, Remote, ask, byte_range
 from checkpoint.progress import Progress
 from checkpoint.unavailable import ModelUnavailable
 
-__all__ = ["Receiver", "is_whole", "received"]
+__all__ = ["Receiver", "fill", "is_whole", "received"]
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 16 << 20
-_PART = 32_000_000_000
-"""Bytes asked for at once: content networks have refused more than 50 GB (huggingface/xet-core issue 238), and so does the library."""
+_BLOCK = 1 << 20
 
-_TRIES = 3
-"""Broken connections in a row, none with a new byte, after which a file is given up; the library asks six times in each."""
+Count = Callable[[int, bool], object]
+"""Takes a number of bytes, negative for bytes that are dropped, and whether they came from the network."""
+
+
+def fill(path: Path, remote: Remote, count: Count, *, shared: bool = False) -> str:
+    """Append to the file at `path` what it lacks of the remote body, and return the SHA-256 of all it holds then, in hexadecimal.
+
+    Where other processes may write to a `shared` path without a lock, this one stops as soon as it finds another.
+
+    Raises:
+        HttpError, OSError: when the server or the disk fails; what was received stays in the file.
+        FileNotFoundError: when another process writes a shared file, or has renamed it.
+    """
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+        growing = _Growing(file, count, shared=path if shared else None)
+        try:
+            growing.read()
+            with Body(remote, growing.length) as body:
+                for block in _blocks(body):
+                    growing.append(block)
+        except BaseException:
+            count(-growing.length, False)
+            raise
+    return growing.sha256.hexdigest()
+
+
+class _Growing:
+    """A file that one process appends to, the SHA-256 of what it holds, and its length."""
+
+    def __init__(self, file: io.RawIOBase, count: Count, *, shared: Path | None) -> None:
+        self._file, self._count, self._shared = file, count, shared
+        self.sha256 = hashlib.sha256()
+        self.length = 0
+
+    def read(self) -> None:
+        """Read what the file holds already."""
+        for block in _blocks(self._file):
+            self._add(block, received=False)
+
+    def append(self, block: memoryview) -> None:
+        """Write a block."""
+        if self._shared:
+            there = self._shared.stat()
+            # A network file system may still remember a smaller size, but a larger one is another process's work.
+            if there.st_size > self.length or not os.path.samestat(there, os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, "another worker writes this file", str(self._shared))
+        written = 0
+        while written < len(block):  # a disk that is filling up takes a part, and refuses the next write
+            written += self._file.write(block[written:]) or 0
+        self._add(block, received=True)
+
+    def _add(self, block: memoryview, *, received: bool) -> None:
+        self.sha256.update(block)
+        self.length += len(block)
+        self._count(len(block), received)
+
+
+def _blocks(file: io.RawIOBase) -> Iterator[memoryview]:
+    """Yield the rest of a file; a block is valid until the next one is asked for."""
+    view = memoryview(bytearray(_BLOCK))
+    while count := file.readinto(view):
+        yield view[:count]
 
 
 def is_whole(blobs: Path, sha256: str, size: int) -> bool:
-    """Say whether the file has its final name, which it gets only when whole, and its size."""
+    """Return whether the file has its final name, which it gets only when whole, and its size."""
     blob = blobs / sha256
     return blob.is_file() and blob.stat().st_size == size
 
@@ -41,7 +103,7 @@ def received(blobs: Path, sha256: str, size: int) -> int:
     """Return how many bytes of a file are on the disk, whole or not."""
     found = 0
     for path in (blobs / sha256, _partial(blobs, sha256)):
-        with contextlib.suppress(FileNotFoundError):  # also one that another worker names just now
+        with contextlib.suppress(FileNotFoundError):  # another worker may rename it at this moment
             found = max(found, path.stat().st_size)
     return min(found, size)
 
@@ -51,14 +113,14 @@ def _partial(blobs: Path, sha256: str) -> Path:
 
 
 class Receiver:
-    """Receives files into the `blobs` of one repository's folder, from any thread; `stopped` ends them all within a block.
+    """Receives files into the `blobs` of one repository's folder, from any thread; `stopped` ends all of them within a block.
 
-    `headers` carry the credentials; the library sends them to the hub's own hosts only.
+    `secret` is sent to the hub, and not to the servers that it redirects to.
     """
 
-    def __init__(self, folder: Path, headers: dict[str, str], progress: Progress, *, part: int = _PART) -> None:
-        self._part = part
-        self._blobs, self._headers, self._progress = folder / "blobs", headers, progress
+    def __init__(self, folder: Path, secret: dict[str, str], progress: Progress, *, part: int | None = None) -> None:
+        self._parts = {} if part is None else {"part": part}
+        self._blobs, self._secret, self._progress = folder / "blobs", secret, progress
         self._locks = folder.parent / ".locks" / folder.name
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._locks.mkdir(parents=True, exist_ok=True)
@@ -68,25 +130,38 @@ class Receiver:
         """Receive the file at `url`, which logs call `path`.
 
         Raises:
-            httpx2.HTTPError, OSError: when the hub or the disk fails; what has come by then stays on the disk.
+            HttpError, OSError: when the hub or the disk fails; what was received stays on the disk.
             ModelUnavailable: when the bytes are wrong twice.
             InterruptedError: once `stopped` is set.
         """
+        remote = Remote(name=path, size=size, open=partial(self._open, url), wait=self._wait, **self._parts)
         with self._lock(sha256):
-            own = self._blobs / f"{sha256}.{uuid.uuid4().hex[:8]}.partial"
-            for partial in (_partial(self._blobs, sha256), own):
+            shared, own = _partial(self._blobs, sha256), self._blobs / f"{sha256}.{uuid.uuid4().hex[:8]}.partial"
+            for file in (shared, own):
                 if is_whole(self._blobs, sha256, size):
                     self._progress.add(size, received=False)
                     return
                 try:
-                    if self._fill(partial, url, path, sha256, size):
+                    got = fill(file, remote, self._count, shared=file == shared)
+                    if self._name(file, got, sha256, size):
                         return
                     log.warning("%s: the bytes received are not those that the hub names", path)
                 except FileNotFoundError:
-                    if partial == own:
+                    if file == own:
                         raise
-                    log.warning("%s: another worker, whose locks do not reach here, has the same file in hand", path)
+                    log.warning("%s: another worker, whose locks do not reach here, writes the same file", path)
         raise ModelUnavailable(f"{path} arrives damaged: its SHA-256 is not the one that the hub names; try again, or unset HF_ENDPOINT")
+
+    def _name(self, file: Path, got: str, sha256: str, size: int) -> bool:
+        """Give a full file its final name if its bytes are right, remove it otherwise, and return which of the two."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._progress.add, -size, received=False)
+            if got == sha256:
+                file.replace(self._blobs / sha256)
+                undo.pop_all()
+            else:
+                file.unlink()
+        return got == sha256
 
     @contextlib.contextmanager
     def _lock(self, sha256: str) -> Iterator[None]:
@@ -96,120 +171,24 @@ class Receiver:
 
         with contextlib.ExitStack() as stack:
             while True:
-                self._go_on()
+                self._check_stopped()
                 with contextlib.suppress(Timeout):
                     stack.enter_context(WeakFileLock(self._locks / f"{sha256}.lock", timeout=1))
                     break
             yield
 
-    def _fill(self, partial: Path, url: str, path: str, sha256: str, size: int) -> bool:
-        """Bring `partial` to its full length; give it its final name if its bytes are right, remove it if not, and say which.
+    def _open(self, url: str, start: int, end: int | None) -> http.client.HTTPResponse:
+        return ask(url, headers=byte_range(start, end), secret=self._secret, wait=self._wait)
 
-        Raises:
-            FileNotFoundError: when another worker has `partial` in hand, or has named it.
-        """
-        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as opened:
-            hashed = _Hashed(opened, self, shared=partial if partial == _partial(self._blobs, sha256) else None)
-            right = False
-            try:
-                self._complete(hashed, url, path, size)
-                if hashed.digest.hexdigest() == sha256:
-                    partial.replace(self._blobs / sha256)
-                    right = True
-                else:
-                    partial.unlink()
-            finally:
-                if not right:
-                    self._progress.add(-hashed.length, received=False)
-            return right
-
-    def _complete(self, hashed: _Hashed, url: str, path: str, size: int) -> None:
-        failures = 0
-        while hashed.length < size:
-            before = hashed.length
-            broken = self._ask(url, hashed, size)
-            if broken is not None:
-                failures = failures + 1 if hashed.length == before else 0
-                if failures == _TRIES:
-                    raise broken
-                log.warning("%s: %s; asking for the rest from byte %d", path, str(broken) or type(broken).__name__, hashed.length)
-
-    def _ask(self, url: str, hashed: _Hashed, size: int) -> Exception | None:
-        """Ask for the next part of a file, mostly all there is, and return what broke the connection off, if anything did."""
-        import httpx2
-        from huggingface_hub.file_download import http_get
-
-        end = min(hashed.length + self._part, size)
-        headers = self._headers if end == size else self._headers | {"Range": f"bytes=0-{end - 1}"}  # the library moves the 0
-        try:
-            http_get(url, cast(BinaryIO, hashed), resume_size=hashed.length, headers=headers, expected_size=end)
-        except httpx2.TransportError as error:
-            return error
-        except OSError:
-            # The library misses its part where a server that knows no ranges has sent the whole file.
-            if hashed.length != size:
-                raise
-        return None
-
-    def count(self, size: int, *, received: bool = True) -> None:
-        """Pass bytes on to the progress, or end the download if it was stopped."""
-        self._go_on()
+    def _count(self, size: int, received: bool) -> None:
+        if size > 0:
+            self._check_stopped()
         self._progress.add(size, received=received)
 
-    def _go_on(self) -> None:
+    def _wait(self, seconds: float) -> None:
+        self.stopped.wait(seconds)
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
         if self.stopped.is_set():
             raise InterruptedError(errno.EINTR, "the download was stopped")
-
-
-class _Hashed:
-    """A file that is written at its end, of which http_get sees what it uses, and which knows the digest of all it holds.
-
-    It is written by one: where others know its path, `shared`, and it no longer leads to this file, or there are more bytes than were
-    read and written here, another worker is at it whose locks do not reach here, and FileNotFoundError says so.
-    """
-
-    def __init__(self, file: BinaryIO, receiver: Receiver, *, shared: Path | None) -> None:
-        self._file, self._receiver, self._shared = file, receiver, shared
-        self.digest = hashlib.sha256()
-        self.length = 0
-        while block := file.read(_BLOCK):
-            self._count(block, received=False)
-
-    def _count(self, block: bytes, *, received: bool) -> None:
-        self.digest.update(block)
-        self.length += len(block)
-        self._receiver.count(len(block), received=received)
-
-    def _check_alone(self) -> None:
-        if self._shared:
-            there = self._shared.stat()
-            # Fewer bytes may be what a network file system remembers of an earlier look.
-            if there.st_size > self.length or not os.path.samestat(there, os.fstat(self._file.fileno())):
-                raise FileNotFoundError(errno.ENOENT, "another worker writes this file", str(self._shared))
-
-    def write(self, block: bytes) -> int:
-        """Append, and hand it to the system at once: what is received must survive the end of this process."""
-        self._check_alone()
-        self._file.write(block)
-        self._file.flush()
-        self._count(block, received=True)
-        return len(block)
-
-    def tell(self) -> int:
-        """Return the length."""
-        return self.length
-
-    def seek(self, offset: int) -> int:
-        """Accept only the start: the library goes back there when a server ignores the range asked for."""
-        if offset:
-            raise ValueError(f"seek: got {offset}, expected 0")
-        return offset
-
-    def truncate(self) -> int:
-        """Forget everything."""
-        self._check_alone()
-        self._file.seek(0)
-        self._file.truncate()
-        self._receiver.count(-self.length, received=False)
-        self.digest, self.length = hashlib.sha256(), 0
-        return 0

@@ -1,8 +1,10 @@
-"""The one error of this package, and what its settings may look like."""
+"""The error of this package for the operator, and what an address and a secret may look like."""
 
 from __future__ import annotations
 
-__all__ = ["ModelUnavailable", "is_address", "is_header_text"]
+from urllib.parse import urlsplit
+
+__all__ = ["ModelUnavailable", "has_user", "is_address", "is_header_text", "masked"]
 
 
 class ModelUnavailable(Exception):
@@ -10,16 +12,26 @@ class ModelUnavailable(Exception):
 
 
 def is_header_text(text: str) -> bool:
-    """Say whether a secret may stand in a header; libraries quote one that may not in their errors."""
+    """Return whether a secret may be in a header; libraries quote one that may not in their errors."""
     return text.isascii() and text.isprintable() and " " not in text
 
 
 def is_address(text: str) -> bool:
-    """Say whether a text is the address of an HTTP server."""
-    from urllib.parse import urlsplit
-
+    """Return whether a text is the address of an HTTP server."""
     try:
         parts = urlsplit(text)
         return is_header_text(text) and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # which only reading the port may tell
+    except ValueError:  # such as a port that is not a number
         return False
+
+
+def has_user(address: str) -> bool:
+    """Return whether an address holds a user name, with or without a password."""
+    return "@" in urlsplit(address).netloc
+
+
+def masked(url: str) -> str:
+    """Return an address for a message: without its query, which may hold a signature, and without user name and password."""
+    before, separator, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{before}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else before.rpartition("@")[2]

@@ -15,11 +15,12 @@ from ci.hosts.base import PYTHON, BaseLayer, debian_layer
 from images.build import build_image
 from images.build_errors import ImageError
 from images.cache import Cache
-from images.contents import Order, plan_image
+from images.contents import ImageSpec, plan_image
 from images.digest import Digest, canonical_json
 from images.fetch import fetch
-from images.layout import Layout
-from images.lock import Base, Blob, layers_of, read_lock, write_lock
+from images.layout import OciLayout
+from images.lock import read_lock, requirements_digest, write_lock
+from images.lock_entries import Base, Blob, layers_of
 from images.releases import Cpu, read_releases
 from images.verify import verify
 
@@ -54,12 +55,12 @@ def main() -> int:
     target = releases.target("cpu")
     lock = read_lock().having(ci_base(debian_layer()))
     try:
-        fetch(lock, target, Cache(), tell=lambda line: print(line, file=sys.stderr))
-        plan = plan_image(Order(target=target), releases, lock, Cache())
+        fetch(lock.pinned(target, requirements_digest(target)).entries, Cache())
+        plan = plan_image(ImageSpec(target=target), releases, lock, Cache())
         with tempfile.TemporaryDirectory(prefix="digest-") as name:
             folder = Path(name)
             write_lock(folder / "lock.json", lock)
-            first, second = (build_image(plan, Layout(folder / number), Cache()) for number in ("first", "second"))
+            first, second = (build_image(plan, OciLayout(folder / number), Cache()) for number in ("first", "second"))
             verified = verify(folder / "first", folder / "lock.json")
     except ImageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,16 +1,16 @@
-"""What can be wrong with an image's inputs, or with the image itself.
+"""The errors of the image builder, by what is wrong.
 
 ImageError
 |-- UnknownChoice    a release, architecture, key or value that does not exist; names those that do
-|-- InvalidFile      releases.toml, gpus.toml or images.lock.json is not what it should be; lists every problem with its place
+|-- InvalidFile      releases.toml, gpus.toml or images.lock.json has errors; lists each with its place
 |-- Unlocked         an input is not pinned; names the command that pins it
-|-- Missing          a pinned input is not on this disk; names the command that brings it
-|-- BadSource        a wheel, a model's file or a base is not what the image needs
+|-- Missing          a pinned input is not on this disk; names the command that fetches it
+|-- BadSource        a wheel, a model's file or a base cannot be used for the image
 |   |-- DigestMismatch   its bytes are not the pinned ones
-|   `-- UnsafePath       a path that leaves its root, comes twice or is no plain file
-|-- TooLarge         more layers or bytes than a registry or RunPod takes
+|   `-- UnsafePath       a path leaves its root, comes twice, or is not a plain file
+|-- TooLarge         more layers or bytes than Docker or RunPod takes
 |-- BrokenLayout     a layout on disk is not whole; lists every mismatch
-`-- Unreachable      a registry, an index or a hub could not be asked, or said no
+`-- Unreachable      a registry, an index, a hub or Docker does not answer, or answers with an error
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "ImageError",
     "InvalidFile",
     "Missing",
+    "Silent",
     "TooLarge",
     "UnknownChoice",
     "Unlocked",
@@ -33,11 +34,11 @@ __all__ = [
     "nearest",
 ]
 
-FETCH_AGAIN = "bring it again with `python -m images fetch`"
+FETCH_AGAIN = "remove the damaged file from the cache (dist/cache/sha256) and run the command again"
 
 
 class ImageError(Exception):
-    """Anything that stops a command of the image builder. Never raised itself."""
+    """Anything that stops a command of the image builder. Raised itself only for a disk that cannot be written."""
 
 
 class UnknownChoice(ImageError):
@@ -45,7 +46,7 @@ class UnknownChoice(ImageError):
 
 
 class InvalidFile(ImageError):
-    """A file of tables does not fit its schema: `problems` has one sentence for each, each beginning with the place."""
+    """A file of tables does not fit its schema: `problems` has one sentence for each error, which begins with its place."""
 
     def __init__(self, name: str, problems: Iterable[str]) -> None:
         self.problems = list(problems)
@@ -61,7 +62,7 @@ class Missing(ImageError):
 
 
 class BadSource(ImageError):
-    """An input is not what the image needs."""
+    """An input cannot be used for the image."""
 
 
 class DigestMismatch(BadSource):
@@ -69,15 +70,15 @@ class DigestMismatch(BadSource):
 
 
 class UnsafePath(BadSource):
-    """An input holds a path that may not be."""
+    """An input holds a path that must not be in a layer."""
 
 
 class TooLarge(ImageError):
-    """The image would be larger than a registry or RunPod takes."""
+    """The image has more layers or bytes than Docker or RunPod takes."""
 
 
 class BrokenLayout(ImageError):
-    """A layout does not hold what it says: `problems` has one sentence for each mismatch."""
+    """A layout does not hold what it declares: `problems` has one sentence for each mismatch."""
 
     def __init__(self, name: str, problems: Iterable[str]) -> None:
         self.problems = list(problems)
@@ -85,12 +86,20 @@ class BrokenLayout(ImageError):
 
 
 class Unreachable(ImageError):
-    """A registry, an index or a hub could not be asked, or refused."""
+    """A registry, an index, a hub or Docker does not answer, or answers with an error: then `status` is its HTTP status, else 0."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Silent(Unreachable):
+    """A server that does not answer at all."""
 
 
 def nearest(name: str, known: Iterable[str], closeness: float = 0.6) -> str:
     """Return "; did you mean X?" for the known name that is most like `name`, or nothing if none has that closeness (difflib's ratio)."""
-    import difflib  # only for mistakes
+    import difflib  # slow to import, and only a typing error needs it
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=closeness)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,9 +1,9 @@
-"""Where the pinned inputs are on this disk: one folder of files that are named by their SHA-256.
+"""The cache: pinned inputs on this disk, in one folder of files that are named by their SHA-256.
 
-    dist/cache/sha256/HEX       a wheel or a file of a model, as a fetch has put and checked it (temporary name, check, rename)
-    dist/cache/layers/KEY.json  which layer the builder made of which inputs, so that it need not be made again
+    dist/cache/sha256/HEX       a wheel or a file of a model; it gets this name once its digest is checked
+    dist/cache/layers/KEY.json  digest and size of the layer that was built from the inputs of that key, so that it is built once
 
-Whoever reads an input checks it again: the name is a promise, not a proof.
+A file's digest is checked again when it is read for an image, since a disk may damage it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Cache:
         return self.root / "sha256" / digest.hex
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Tell whether there is a file of that name and size."""
+        """Return whether there is a file of that name and size."""
         path = self.path(digest)
         return path.is_file() and path.stat().st_size == size
 
@@ -42,20 +42,20 @@ class Cache:
         """Return the file of that digest; `what` and `arguments` are for the error.
 
         Raises:
-            Missing: when it is not there, or cut short, with the command that brings it.
+            Missing: when it is absent or cut short, with the command that fetches it.
         """
         path = self.path(digest)
         if self.has(digest, size):
             return path
         found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
-        raise Missing(f"{what}: got {found} at {path}, expected {size} bytes; bring it with `python -m images fetch {arguments}`")
+        raise Missing(f"{what}: got {found} at {path}, expected {size} bytes; fetch it with `python -m images fetch {arguments}`")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Let one process at a time write into the cache.
 
         Raises:
-            ImageError: when the disk is full or cannot be written, also for what the context does with it.
+            ImageError: when the disk is full or cannot be written, also by what runs in the context.
         """
         try:
             (self.root / "sha256").mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Cache:
             raise ImageError(f"cache: {self.root}: cannot be written ({said}); free space, or name another folder with cache=") from None
 
     def known_layer(self, key: Digest) -> tuple[Digest, int] | None:
-        """Return digest and size of the layer that was made of the inputs whose description has the digest `key`, if one is known."""
+        """Return digest and size of the layer that was built from the inputs of this key, or None."""
         try:
             note = json.loads(self._note(key).read_text(encoding="utf-8"))
             return Digest.parse(note["digest"]), int(note["size"])
@@ -75,13 +75,13 @@ class Cache:
             return None
 
     def remember_layer(self, key: Digest, digest: Digest, size: int) -> None:
-        """Note which layer was made; a cache that cannot be written is no reason to stop."""
+        """Note which layer was built from the inputs of this key, where the cache can be written."""
         note = self._note(key)
-        beside = note.with_suffix(".new")
+        temporary = note.with_suffix(".new")
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps({"digest": str(digest), "size": size}), encoding="utf-8")
-            beside.replace(note)
+            temporary.write_text(json.dumps({"digest": str(digest), "size": size}), encoding="utf-8")
+            temporary.replace(note)
         except OSError:
             return
 

@@ -1,17 +1,18 @@
-"""What an image will be made of: its layers from the bottom to the top, its environment and its labels, before anything is written.
+"""The plan of an image: its layers from the bottom to the top, its environment and its labels, before anything is written.
 
     base        referenced: its layers stay in the registry
     engine      the FastDeploy that replaces the base's own, where that does not cover the architecture
-    packages    what the worker imports, in its own tree
-    model       one layer for each large file, the small ones together
+    packages    what the worker imports, in a folder of its own
+    model       one layer for each large file, the small files together
     settings    which model to serve, and how
-    worker      the code, last, a few files to a layer: an edit changes one small layer alone
+    worker      the code, last, a few files to a layer: an edit changes one small layer
 
-A layer's recipe is all that its bytes are made of, so the same recipe needs to be cooked but once (`Cache.known_layer`).
+A layer's recipe holds all that its bytes are made from, so a layer with a known recipe is not built again (`Cache.known_layer`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,17 +23,33 @@ from typing import Any
 
 from images.build_errors import BadSource, Missing, TooLarge, UnknownChoice, nearest
 from images.cache import Cache
-from images.digest import Digest, canonical_json
-from images.entries import Entry, with_parents
-from images.install_paths import Place, replacing
-from images.lock import VERSION, Base, File, Lock, Model, ModelFile, Packages, requirements_digest
+from images.digest import Count, Digest, canonical_json
+from images.entries import LayerEntry, with_parents
+from images.image import ContainerConfig
+from images.lock import VERSION, Lock, requirements_digest
+from images.lock_entries import Base, File, LockedModel, ModelFile, Packages
 from images.model_layers import FOLDER as MODELS
 from images.model_layers import groups, model_entries, settings_entries
-from images.releases import Releases, Target, read_toml
+from images.releases import Releases, Target
+from images.schema import read_toml
 from images.tar import tar_size
 from images.worker_layers import FOLDER, RESERVED, TREE, worker_entries, worker_groups
 
-__all__ = ["LAYERS", "SIZE", "ImagePlan", "LayerPlan", "Order", "plan_image"]
+__all__ = [
+    "BAKED_ENVIRONMENT",
+    "LAYERS",
+    "SIZE",
+    "ImagePlan",
+    "ImageSpec",
+    "LayerPlan",
+    "check_spec",
+    "engine_layer",
+    "image_environment",
+    "model_layers",
+    "packages_layer",
+    "plan_image",
+    "worker_layers",
+]
 
 LAYERS = 127
 """Layers that Docker's overlay driver stacks."""
@@ -40,21 +57,39 @@ LAYERS = 127
 SIZE = 80 * 10**9
 """Bytes of an image that RunPod takes (its limit is 80 GB)."""
 
+_DIRECTORY = "/worker"
+"""Where a container starts."""
+
+BAKED_ENVIRONMENT = {"BAKED_MODELS": f"/{MODELS}", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""Variables of an image with a model: it holds all that it serves, so no start depends on the hub."""
+
+_USER = re.compile(r"[a-z_0-9][a-z0-9_.-]*(:[a-z_0-9][a-z0-9_.-]*)?")
 _PROJECT = TREE / "pyproject.toml"
-_MAKERS = ("entries", "install_paths", "model_layers", "tar", "wheels", "worker_layers")
-"""The modules that decide about a layer's bytes."""
+_MAKERS = ("entries", "model_layers", "tar", "wheels", "worker_layers")
+"""The modules that a layer's bytes depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a person asks for."""
+class ImageSpec:
+    """The image that a user asks for."""
 
     target: Target
     model: str = ""
-    """A repository that the lock has; empty bakes none."""
+    """A repository to bake; empty bakes none."""
+    revision: str = ""
+    """The model's branch, tag or commit; empty means the one in the lock."""
     quantization: str = ""
     commit: str = ""
-    """What the label org.opencontainers.image.revision says; empty means a digest of the worker's files."""
+    """The label org.opencontainers.image.revision; empty means a digest of the worker's files."""
+    user: str = ""
+    """The user that a container runs as; empty means the base's, which is root."""
+    words: str = ""
+    """The user's own arguments, for the commands that errors suggest; empty means those of the target and the model."""
+
+    @property
+    def arguments(self) -> str:
+        """Return the arguments that mean this image on a command line."""
+        return self.words or self.target.arguments + (f" model={self.model}" if self.model else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,89 +98,99 @@ class LayerPlan:
 
     title: str
     recipe: Mapping[str, Any]
-    """What its bytes are made of, as JSON."""
+    """What its bytes are made from, as JSON."""
     size: int
-    """Bytes, roughly: those of the wheels or files that it is made of."""
-    entries: Callable[[], AbstractContextManager[list[Entry]]]
+    """The size of its wheels or files in bytes, which is about that of the layer."""
+    entries: Callable[[Count], AbstractContextManager[list[LayerEntry]]]
+    """Yields the layer's entries, whose contents can be read until the context ends; bytes that are hashed before are counted."""
     missing: Callable[[], list[str]] = list
     """One sentence for each input that is not in the cache."""
 
     @property
     def key(self) -> Digest:
-        """Return the digest of the recipe, and of the code that cooks it."""
+        """Return the digest of the recipe and of the code that builds the layer."""
         return Digest.of(canonical_json({"recipe": dict(self.recipe), "code": str(_code())}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePlan:
-    """All that an image will be."""
+    """An image before it is written."""
 
-    target: Target
     base: Base
     layers: tuple[LayerPlan, ...]
-    environment: Mapping[str, str]
-    """What stands above the base's own environment."""
-    labels: Mapping[str, str]
-
-    directory: str = "/worker"
-    """Where the container starts."""
-
-    @property
-    def entrypoint(self) -> list[str]:
-        """Return the container's command: -I and -S hide what the base has installed from the worker, and -B writes no bytecode."""
-        return [self.target.interpreter, "-I", "-S", "-B", f"/{FOLDER}"]
+    container: ContainerConfig
 
 
-def plan_image(order: Order, releases: Releases, lock: Lock, cache: Cache, *, tree: Path = TREE) -> ImagePlan:
-    """Return what the image will be made of.
+def plan_image(spec: ImageSpec, releases: Releases, lock: Lock, cache: Cache, *, tree: Path = TREE) -> ImagePlan:
+    """Return the plan of an image; `tree` is the folder of the worker's packages.
 
     Raises:
-        Unlocked: for an input that is not pinned, with the command that pins it.
-        UnknownChoice, BadSource, TooLarge: for what does not go together.
+        Unlocked: for inputs that are not pinned, with the command that pins them.
+        UnknownChoice, BadSource, TooLarge: for an image that is not possible.
     """
-    target = order.target
-    base = lock.base(target)
-    wheel = lock.wheel(target)
-    packages = lock.packages_for(target, requirements_digest(target))
+    target = spec.target
+    check_spec(spec)
+    pinned = lock.pinned(target, requirements_digest(target), spec.model, spec.revision, spec.arguments)
     files = worker_entries(target.engine, tree)
-    model = lock.model(order.model, target.arguments) if order.model else None
-    _check_quantization(order)
-    arguments = target.arguments + (f" model={order.model}" if order.model else "")
     layers = [
-        *([_engine(target, base, wheel.file, cache, arguments)] if wheel else []),
-        _packages(target, packages, cache, arguments),
-        *(_model(model, cache, arguments) if model else []),
-        *([_settings(model, order.quantization)] if model else []),
-        *_worker(files),
+        *([engine_layer(spec, pinned.base, pinned.wheel.file, cache)] if pinned.wheel else []),
+        packages_layer(spec, pinned.packages, cache),
+        *(model_layers(spec, pinned.model, cache) if pinned.model else []),
+        *worker_layers(files),
     ]
-    _check_limits(base, layers)
-    return ImagePlan(
-        target=target,
-        base=base,
-        layers=tuple(layers),
-        environment=_environment(target, baked=model is not None),
-        labels=_labels(releases, base, order.commit or str(Digest.of(canonical_json(_inline(files))))),
+    _check_limits(pinned.base, layers)
+    container = ContainerConfig(
+        # -I and -S hide the base's own packages from the worker, and -B writes no bytecode.
+        entrypoint=(target.interpreter, "-I", "-S", "-B", f"/{FOLDER}"),
+        directory=_DIRECTORY,
+        environment=image_environment(target) | (BAKED_ENVIRONMENT if pinned.model else {}),
+        labels=_labels(releases, pinned.base, spec.commit or str(Digest.of(canonical_json(_inline(files))))),
+        user=spec.user,
     )
+    return ImagePlan(base=pinned.base, layers=tuple(layers), container=container)
 
 
-def _engine(target: Target, base: Base, file: File, cache: Cache, arguments: str) -> LayerPlan:
+def check_spec(spec: ImageSpec) -> None:
+    """Check what can be checked before an input is resolved or fetched.
+
+    Raises:
+        UnknownChoice: for a quantization that the engine does not have, or that has no model, and for a user that is none.
+    """
+    value, known = spec.quantization, spec.target.quantizations
+    if value and not spec.model:
+        raise UnknownChoice(f"quantization: got {value!r} without a model; give model=org/name, or set QUANTIZATION on the endpoint")
+    if value and value not in known:
+        expected = f"expected one of {', '.join(known)}{nearest(value, known)}" if known else "but the CPU engine has none: leave it out"
+        raise UnknownChoice(f"quantization: got {value!r}, {expected}")
+    if spec.revision and not spec.model:
+        raise UnknownChoice(f"revision: got {spec.revision!r} without a model; give model=org/name")
+    if spec.user and not _USER.fullmatch(spec.user):
+        raise UnknownChoice(f"user: got {spec.user!r}, expected a number or a name of the image, with :GROUP if needed, such as 1000:1000")
+
+
+def engine_layer(spec: ImageSpec, base: Base, file: File, cache: Cache) -> LayerPlan:
+    """Return the layer in which an engine wheel replaces the base's FastDeploy.
+
+    Raises:
+        BadSource: when the base has none.
+    """
+    target = spec.target
     old = sorted({path for replaced in base.replaced for path in replaced.paths})
     if not old:
         raise BadSource(
-            f"{base.reference}: got no FastDeploy in {target.site_packages}, expected one to replace; lock it again: just lock {arguments}"
+            f"{base.reference}: no FastDeploy in {target.site_packages}, expected one; lock it again: ci/just lock {spec.arguments}"
         )
     packages = target.site_packages.strip("/")
     prefix = str(Path(packages).parents[2])
-    place = Place(packages=packages, python=target.python, prefix=prefix, interpreter=target.interpreter)
-
-    find = partial(_find, cache, arguments)
+    find = partial(_find, cache, spec.arguments)
 
     @contextmanager
-    def entries() -> Iterator[list[Entry]]:
-        from images.wheels import wheel_entries  # and with it what reads wheels: an edit needs neither
+    def entries(count: Count) -> Iterator[list[LayerEntry]]:
+        from images.wheels import InstallPaths, replacing, wheel_entries  # slow to import, and a push after an edit reads no wheel
 
-        with wheel_entries([(file, find(file))], place) as found:
-            yield replacing(found, old, place)
+        paths = InstallPaths(packages=packages, python=target.python, prefix=prefix, interpreter=target.interpreter)
+        with wheel_entries([(file, find(file))], paths, count) as found:
+            yield replacing(found, old, paths)
 
     recipe = {
         "kind": "engine",
@@ -156,17 +201,18 @@ def _engine(target: Target, base: Base, file: File, cache: Cache, arguments: str
     return LayerPlan(title=f"engine {file.name}", recipe=recipe, size=file.size, entries=entries, missing=partial(_missing, find, [file]))
 
 
-def _packages(target: Target, packages: Packages, cache: Cache, arguments: str) -> LayerPlan:
-    place = Place(packages=FOLDER, python=target.python, reserved=RESERVED)
+def packages_layer(spec: ImageSpec, packages: Packages, cache: Cache) -> LayerPlan:
+    """Return the layer of what the worker imports."""
+    target = spec.target
     wheels = sorted(packages.wheels, key=lambda wheel: wheel.name)
-
-    find = partial(_find, cache, arguments)
+    find = partial(_find, cache, spec.arguments)
 
     @contextmanager
-    def entries() -> Iterator[list[Entry]]:
-        from images.wheels import wheel_entries
+    def entries(count: Count) -> Iterator[list[LayerEntry]]:
+        from images.wheels import InstallPaths, wheel_entries
 
-        with wheel_entries([(wheel, find(wheel)) for wheel in wheels], place) as found:
+        paths = InstallPaths(packages=FOLDER, python=target.python, reserved=RESERVED)
+        with wheel_entries([(wheel, find(wheel)) for wheel in wheels], paths, count) as found:
             yield with_parents(found)
 
     recipe = {"kind": "packages", "wheels": [[wheel.name, str(wheel.digest)] for wheel in wheels], "place": [FOLDER, target.python]}
@@ -175,8 +221,9 @@ def _packages(target: Target, packages: Packages, cache: Cache, arguments: str) 
     return LayerPlan(title=title, recipe=recipe, size=size, entries=entries, missing=partial(_missing, find, wheels))
 
 
-def _model(model: Model, cache: Cache, arguments: str) -> Iterator[LayerPlan]:
-    find = partial(_find, cache, arguments)
+def model_layers(spec: ImageSpec, model: LockedModel, cache: Cache) -> Iterator[LayerPlan]:
+    """Yield the layers of a baked model, and the one of its settings."""
+    find = partial(_find, cache, spec.arguments)
     parts = groups(model)
     for number, files in enumerate(parts, 1):
         ordered = sorted(files, key=lambda file: file.path.encode())
@@ -189,16 +236,18 @@ def _model(model: Model, cache: Cache, arguments: str) -> Iterator[LayerPlan]:
         entries = partial(_given, partial(model_entries, model, ordered, find))
         size = sum(file.size for file in files)
         yield LayerPlan(title=title, recipe=recipe, size=size, entries=entries, missing=partial(_missing, find, ordered))
+    found = settings_entries(model, spec.quantization)
+    title = f"settings {model.repository}" + (f" {spec.quantization}" if spec.quantization else "")
+    yield LayerPlan(
+        title=title,
+        recipe={"kind": "settings", "entries": _inline(found)},
+        size=tar_size(found),
+        entries=partial(_given, partial(list, found)),
+    )
 
 
-def _settings(model: Model, quantization: str) -> LayerPlan:
-    found = settings_entries(model, quantization)
-    title = f"settings {model.repository}" + (f" {quantization}" if quantization else "")
-    recipe = {"kind": "settings", "entries": _inline(found)}
-    return LayerPlan(title=title, recipe=recipe, size=tar_size(found), entries=partial(_given, partial(list, found)))
-
-
-def _worker(files: list[Entry]) -> Iterator[LayerPlan]:
+def worker_layers(files: list[LayerEntry]) -> Iterator[LayerPlan]:
+    """Yield the layers of the worker's code."""
     parts = worker_groups(files)
     for number, part in enumerate(parts, 1):
         recipe = {"kind": "worker", "entries": _inline(part)}
@@ -207,7 +256,7 @@ def _worker(files: list[Entry]) -> Iterator[LayerPlan]:
         )
 
 
-def _inline(entries: list[Entry]) -> list[list[str]]:
+def _inline(entries: list[LayerEntry]) -> list[list[str]]:
     return sorted([entry.path, str(entry.digest)] for entry in entries)
 
 
@@ -216,32 +265,31 @@ def _find(cache: Cache, arguments: str, file: File | ModelFile) -> Path:
 
 
 def _missing(find: Callable[[Any], Path], files: Sequence[File | ModelFile]) -> list[str]:
-    said = []
+    problems = []
     for file in files:
         try:
             find(file)
         except Missing as error:
-            said.append(str(error))
-    return said
+            problems.append(str(error))
+    return problems
 
 
 @contextmanager
-def _given(entries: Callable[[], list[Entry]]) -> Iterator[list[Entry]]:
+def _given(entries: Callable[[], list[LayerEntry]], _: Count) -> Iterator[list[LayerEntry]]:
     yield entries()
 
 
-def _environment(target: Target, *, baked: bool) -> dict[str, str]:
-    """Return what the worker reads of its image: `handler.settings` has their meaning."""
-    found: dict[str, str] = {"ENGINE": target.engine}
-    if target.engine == "fastdeploy":
-        found["ENGINE_PYTHON"] = target.interpreter
-        found["FASTDEPLOY_RELEASE"] = ".".join(target.release.split(".")[:2])
-        found["IMAGE_ARCHITECTURES"] = ",".join(name.removeprefix("sm") for name in target.covers)
-        found["IMAGE_CUDA"] = target.cuda
-    if baked:
-        # All that is served is in the image: the hub is not asked, whatever the network does.
-        found |= {"BAKED_MODELS": f"/{MODELS}", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    return found
+def image_environment(target: Target) -> dict[str, str]:
+    """Return the variables that tell the worker what its image is; `handler.settings` has their meaning."""
+    if target.engine == "cpu":
+        return {"ENGINE": target.engine}
+    return {
+        "ENGINE": target.engine,
+        "ENGINE_PYTHON": target.interpreter,
+        "FASTDEPLOY_RELEASE": ".".join(target.release.split(".")[:2]),
+        "IMAGE_ARCHITECTURES": ",".join(name.removeprefix("sm") for name in target.covers),
+        "IMAGE_CUDA": target.cuda,
+    }
 
 
 def _labels(releases: Releases, base: Base, revision: str) -> dict[str, str]:
@@ -255,17 +303,6 @@ def _labels(releases: Releases, base: Base, revision: str) -> dict[str, str]:
         "base.digest": str(base.manifest.digest),
     }
     return {prefix + name: value for name, value in found.items() if value}
-
-
-def _check_quantization(order: Order) -> None:
-    value, known = order.quantization, order.target.quantizations
-    if not value:
-        return
-    if not order.model:
-        raise UnknownChoice(f"quantization: got {value!r} without a model; give model=org/name, or set QUANTIZATION on the endpoint")
-    if value not in known:
-        expected = f"expected one of {', '.join(known)}{nearest(value, known)}" if known else "but the CPU engine has none: leave it out"
-        raise UnknownChoice(f"quantization: got {value!r}, {expected}")
 
 
 def _check_limits(base: Base, layers: list[LayerPlan]) -> None:
@@ -285,7 +322,7 @@ def _code() -> Digest:
 
 
 def _path_of(package: str) -> Path:
-    """Return the first file of a package that need not be imported; `installer` has its version there."""
+    """Return a package's first file without importing the package; `installer` has its version there."""
     spec = find_spec(package)
     assert spec is not None  # noqa: S101  # for the type checker: it is locked
     assert spec.origin is not None  # noqa: S101

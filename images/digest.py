@@ -1,19 +1,22 @@
-"""SHA-256 digests as a type: the one way in which this package names bytes."""
+"""SHA-256 digests as a type, and the one way in which the builder reads and writes JSON."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-__all__ = ["CHUNK", "Digest", "canonical_json", "file_digest", "read_chunks"]
+__all__ = ["CHUNK", "Count", "Digest", "canonical_json", "file_digest", "parse_json"]
 
 CHUNK = 1 << 20
-"""Bytes read at a time: larger ones are not faster, and leave the processor's cache."""
+"""Bytes read at a time: larger pieces are not faster, and leave the processor's cache."""
+
+Count = Callable[[int], object]
+"""Takes a number of bytes that a step is done with."""
 
 _FORM = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -49,37 +52,34 @@ class Digest:
         return f"sha256:{self.hex}"
 
 
-def read_chunks(stream: BinaryIO) -> Iterator[memoryview]:
-    """Yield what is left of `stream` in pieces of at most CHUNK bytes; each piece is only good until the next is asked for."""
-    buffer = bytearray(CHUNK)
-    view = memoryview(buffer)
-    readinto = getattr(stream, "readinto", None)
-    while True:
-        if readinto is not None:
-            count = readinto(buffer) or 0
-        else:
-            data = stream.read(CHUNK)
-            count = len(data)
-            view[:count] = data
-        if not count:
-            return
-        yield view[:count]
-
-
-def file_digest(path: Path) -> tuple[Digest, int]:
-    """Return the digest and the size in bytes of a file, read in pieces.
+def file_digest(path: Path, count: Count | None = None) -> tuple[Digest, int]:
+    """Return the digest and the size in bytes of a file, read in pieces whose sizes `count` gets.
 
     Raises:
         OSError: when it cannot be read.
     """
     sha, size = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
-        for piece in read_chunks(file):
+        while piece := file.read(CHUNK):
             sha.update(piece)
             size += len(piece)
+            if count is not None:
+                count(len(piece))
     return Digest(sha.hexdigest()), size
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the one way in which this package writes JSON into an image: ASCII, keys sorted, no blanks (rule R8)."""
+    """Return JSON as the builder writes it into an image: ASCII, keys sorted, no blanks (rule R8)."""
     return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: when it is not JSON, or is nested more deeply than Python can read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None

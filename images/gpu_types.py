@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.releases import read_table
+from images.schema import read_table
 
 __all__ = ["GPU_TYPES", "GpuType", "named", "read_gpu_types"]
 

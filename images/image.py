@@ -1,7 +1,7 @@
-"""Append layers to a base: the bytes of an image's manifest and config, made of values alone.
+"""Append layers to a base: the bytes of an image's manifest and config, a function of values alone.
 
-The base's own bytes are not touched: its layers keep their digests, its history and its environment are taken over, and a new config and a
-new manifest stand above them. The manifest is OCI's, whatever the base's was: an OCI layout holds no other.
+The base's layers keep their digests, and its history and environment are taken over into a new config, under a new manifest. The manifest
+is OCI's, whatever the base's was: an OCI layout holds no other.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from images.build_errors import BadSource
 from images.digest import Digest, canonical_json
-from images.lock import Base
+from images.lock_entries import Base
 from images.tar import EPOCH
 
-__all__ = ["CONFIG_TYPE", "MANIFEST_TYPE", "Image", "NewLayer", "Settings", "append"]
+__all__ = ["CONFIG_TYPE", "MANIFEST_TYPE", "ContainerConfig", "NewLayer", "OciImage", "append"]
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -26,7 +26,7 @@ _MEDIA_TYPES = {
     "application/vnd.docker.image.rootfs.diff.tar.gzip": f"{_LAYER_TYPE}+gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd": f"{_LAYER_TYPE}+zstd",
 }
-"""Docker's names of layers and OCI's for the same bytes."""
+"""Docker's media types of layers, and OCI's for the same bytes."""
 
 _CREATED = datetime.fromtimestamp(EPOCH, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -41,17 +41,19 @@ class NewLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a container of the image is started."""
+class ContainerConfig:
+    """How a container of the image starts."""
 
     entrypoint: Sequence[str]
     directory: str
     environment: Mapping[str, str]
     labels: Mapping[str, str]
+    user: str = ""
+    """User name or number, with :group where one is given; empty keeps the base's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class OciImage:
     """An image's own documents, as bytes."""
 
     manifest: bytes
@@ -63,13 +65,13 @@ class Image:
         return Digest.of(self.manifest)
 
 
-def append(base: Base, layers: Sequence[NewLayer], settings: Settings) -> Image:
+def append(base: Base, layers: Sequence[NewLayer], container: ContainerConfig) -> OciImage:
     """Return the image that has `layers`, bottom first, above those of `base`.
 
     Raises:
         BadSource: when the base is not for linux/amd64, or has layers of an unknown type.
     """
-    config = canonical_json(_config(base, layers, settings))
+    config = canonical_json(_config(base, layers, container))
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
@@ -79,7 +81,7 @@ def append(base: Base, layers: Sequence[NewLayer], settings: Settings) -> Image:
             *({"mediaType": _LAYER_TYPE, "digest": str(layer.digest), "size": layer.size} for layer in layers),
         ],
     }
-    return Image(manifest=canonical_json(manifest), config=config)
+    return OciImage(manifest=canonical_json(manifest), config=config)
 
 
 def _of_base(base: Base, layer: dict[str, Any]) -> dict[str, Any]:
@@ -90,18 +92,19 @@ def _of_base(base: Base, layer: dict[str, Any]) -> dict[str, Any]:
     return {"mediaType": kind, "digest": layer["digest"], "size": layer["size"]}
 
 
-def _config(base: Base, layers: Sequence[NewLayer], settings: Settings) -> dict[str, Any]:
+def _config(base: Base, layers: Sequence[NewLayer], ours: ContainerConfig) -> dict[str, Any]:
     config = base.config.json
     platform = (config.get("os"), config.get("architecture"))
     if platform != ("linux", "amd64"):
         raise BadSource(f"{base.reference}: got an image for {platform[0]}/{platform[1]}, expected linux/amd64")
     container = {name: value for name, value in (config.get("config") or {}).items() if name not in _DROPPED}
     container |= {
-        "Entrypoint": list(settings.entrypoint),
-        "WorkingDir": settings.directory,
-        "Env": _merged(container.get("Env") or [], settings.environment),
-        "Labels": (container.get("Labels") or {}) | dict(settings.labels),
+        "Entrypoint": list(ours.entrypoint),
+        "WorkingDir": ours.directory,
+        "Env": _merged(container.get("Env") or [], ours.environment),
+        "Labels": (container.get("Labels") or {}) | dict(ours.labels),
         "StopSignal": "SIGTERM",
+        **({"User": ours.user} if ours.user else {}),
     }
     history = [{"created": _CREATED, "created_by": f"python -m images build: {layer.title}"} for layer in layers]
     return {name: value for name, value in config.items() if name in _KEPT} | {
@@ -112,14 +115,14 @@ def _config(base: Base, layers: Sequence[NewLayer], settings: Settings) -> dict[
     }
 
 
-_DROPPED = ("Cmd", "Healthcheck", "OnBuild", "Image", "Hostname", "Domainname")
-"""What a base says of a container that is not ours to run, and what Docker's builder leaves of its own machine."""
+_DROPPED = ("Cmd", "Healthcheck", "OnBuild", "OciImage", "Hostname", "Domainname")
+"""What a base's config says of its own program, and what Docker's builder leaves of its own machine."""
 
 _KEPT = ("architecture", "os", "os.version", "os.features", "variant")
-"""What a config says of the platform; the rest (container, docker_version, author) is about how the base was made."""
+"""What a config says of the platform; the rest (container, docker_version, author) says how the base was built."""
 
 
 def _merged(base: Sequence[str], ours: Mapping[str, str]) -> list[str]:
-    """Return the base's environment in its order without the names that are ours, and ours by name."""
+    """Return the base's environment in its order, without the names that are ours, then ours by name."""
     kept = [text for text in base if text.partition("=")[0] not in ours]
     return [*kept, *(f"{name}={ours[name]}" for name in sorted(ours))]

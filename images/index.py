@@ -1,9 +1,10 @@
-"""Ask a package index for wheels, through pip: its own resolver chooses, whatever machine this is, for CPython on linux/amd64."""
+"""Wheels from a package index, through pip: its resolver chooses, on any machine, for CPython on linux/amd64."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urldefrag
 
-from images.build_errors import BadSource, Unreachable
+from checkpoint.progress import Progress
+from images.build_errors import BadSource, ImageError, Silent, Unreachable
+from images.context import Tell, say
 
 __all__ = ["download_wheels", "locked_requirements", "wheel_address"]
 
 _GLIBC = 35
-"""The newest 2.x whose wheels are taken: that of Ubuntu 22.04, from which FastDeploy's images are made; Debian 12 has 2.36."""
+"""The newest glibc 2.x whose wheels are taken: that of Ubuntu 22.04, the base of FastDeploy's images; Debian 12 has 2.36."""
 
 _PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in range(_GLIBC, 4, -1)),
@@ -25,13 +28,17 @@ _PLATFORMS = (
     "manylinux1_x86_64",
 )
 _INDEX_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX")
-_LAST_WORDS = 1500
+_LONGEST = 1500
+"""Characters of pip's output that an error shows."""
+
+_BROKEN = re.compile(r"connection broken by '(.*)':")
+_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 
 
 def locked_requirements(text: str, python: str) -> Iterator[str]:
-    """Yield the requirements of a lock file that hold for a Python such as 3.10, without their markers: "NAME==VERSION --hash=...".
+    """Yield the requirements of a lock file that apply to a Python such as 3.10, without their markers: "NAME==VERSION --hash=...".
 
-    pip would judge the markers by the Python that it runs on.
+    pip evaluates markers for the Python that it runs on, which may be another one.
     """
     from packaging.markers import Marker
 
@@ -56,26 +63,42 @@ def locked_requirements(text: str, python: str) -> Iterator[str]:
             yield " ".join([requirement.strip(), *hashes])
 
 
-def download_wheels(requirements: Iterable[str], folder: Path, python: str) -> None:
-    """Bring the wheels of requirements with hashes, and of nothing they depend on, into `folder`, from the user's own index.
+def download_wheels(requirements: Iterable[str], folder: Path, python: str, size: int = 0, tell: Tell = say) -> None:
+    """Download the wheels of requirements with hashes, and none of their dependencies, into `folder`, from the user's own index.
+
+    `size` is that of all wheels in bytes where it is known, for the progress.
 
     Raises:
-        Unreachable: with pip's last words; one wheel that cannot be had stops all.
+        Unreachable: with pip's own error; one wheel that cannot be had stops all.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in requirements)
-        file.flush()
-        _pip(["download", "--require-hashes", "--requirement", file.name, "--dest", str(folder), *_for(python)], os.environ)
+    with tempfile.TemporaryDirectory(prefix="images-", dir=folder.parent) as temporary:
+        listed = Path(temporary, "requirements.txt")
+        listed.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+        environment = {**os.environ, "TMPDIR": temporary}  # where pip keeps a wheel until it is whole
+
+        def received() -> int:
+            paths = [path for top in (temporary, folder) for path in Path(top).rglob("*.whl")]
+            return sum(_size(path) for path in paths)
+
+        with Progress(size, "wheels", tell=tell, measure=received):
+            _pip(["download", "--require-hashes", "--requirement", str(listed), "--dest", str(folder), *_for(python)], environment)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # pip moves its files
+        return 0
 
 
 def wheel_address(index: str, project: str, version: str, python: str) -> str:
-    """Return the address of the wheel that pip would take from the index at `index`, and from no other.
+    """Return the address of the wheel that pip takes from the index at `index`, and from no other.
 
-    Where the index lets pip read the metadata alone, nothing else is downloaded.
+    Where the index serves metadata apart from the wheels, no wheel is downloaded.
 
     Raises:
-        Unreachable: with pip's last words, such as the versions that there are.
-        BadSource: when pip found no wheel.
+        Unreachable: with pip's own error, such as the versions that the index has.
+        BadSource: when pip finds no wheel.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _INDEX_VARIABLES}
     with tempfile.TemporaryDirectory(prefix="images-") as folder:
@@ -93,7 +116,9 @@ def wheel_address(index: str, project: str, version: str, python: str) -> str:
         command = ["install", *options, f"{project}=={version}", *_for(python)]
         try:
             _pip([*command, "--use-feature=fast-deps"], environment)
-        except Unreachable:  # fast-deps asks with HEAD and for ranges, which not every server knows
+        except Silent:
+            raise
+        except Unreachable:  # fast-deps needs HEAD and ranges, which some servers lack
             _pip(command, environment)
         [found] = json.loads(report.read_text(encoding="utf-8"))["install"]
     url = urldefrag(str(found["download_info"]["url"])).url
@@ -111,8 +136,20 @@ def _pip(arguments: list[str], environment: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", *arguments]
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, errors="replace")
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        # What follows the first error belongs to it, such as the name and the digests of a wheel that is not the pinned one.
-        first = next((number for number, line in enumerate(lines) if line.startswith("ERROR:")), 0)
-        errors = lines[first:] or [f"exit code {done.returncode}"]
-        raise Unreachable(f"pip {arguments[0]}: " + "\n  ".join(errors)[-_LAST_WORDS:])
+        raise _error(f"pip {arguments[0]}", done.stderr, done.returncode)
+
+
+def _error(command: str, output: str, code: int) -> ImageError:
+    """Return what pip's output means."""
+    broken = _BROKEN.findall(output)
+    if "No space left on device" in output:
+        return ImageError(f"{command}: no space left on the disk of the cache; free space, or name another folder with cache=")
+    if broken and "DO NOT MATCH THE HASHES" not in output:
+        # pip says then that there is no matching version, which is wrong.
+        reason = (_SYSTEM_ERROR.findall(broken[-1]) or [broken[-1]])[-1]
+        return Silent(f"{command}: the package index does not answer ({reason[:200]}); check the network, the proxy and PIP_INDEX_URL")
+    lines = output.strip().splitlines()
+    # The lines after the first error belong to it, such as the name and the digests of a wheel that is not the pinned one.
+    first = next((number for number, line in enumerate(lines) if line.startswith("ERROR:")), 0)
+    errors = lines[first:] or [f"exit code {code}"]
+    return Unreachable(f"{command}: " + "\n  ".join(errors)[-_LONGEST:])

@@ -1,13 +1,13 @@
-"""An image on disk: an OCI layout that holds our blobs alone, whole or not at all.
+"""An image on disk: an OCI layout that holds our blobs alone, and always one whole image or none.
 
-   out/oci-layout, out/index.json      what it is, and which image it holds
+   out/oci-layout, out/index.json      the format's version, and the digest of the image
    out/blobs/sha256/HEX                manifest, config and our layers; the base's layers stay in their registry
 
-1. A blob is written under a temporary name, hashed on the way, flushed to the disk, and only then takes the name of its digest.
-2. index.json names the image and is written last, in the same manner. A layout without it is no layout; one whose builder was killed still
-   holds the image it held before, or none.
-3. Blobs that are there already are kept, so a build that was cut off goes on where it stopped; what the new image does not name is removed
-   at the end.
+1. A blob is written under a temporary name, hashed on the way and flushed to the disk; then it gets the name of its digest.
+2. index.json names the image and is written last, in the same way. A layout without it holds no image; a layout whose builder was killed
+   holds the image that it held before, or none.
+3. Blobs that are there already are kept, so an interrupted build continues where it stopped. Blobs that the new image does not name are
+   removed at the end.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import BinaryIO
 
 from images.build_errors import BadSource, ImageError
 from images.digest import Digest, canonical_json
-from images.image import MANIFEST_TYPE, Image, NewLayer
+from images.image import MANIFEST_TYPE, NewLayer, OciImage
 
-__all__ = ["BlobWriter", "Layout"]
+__all__ = ["BlobWriter", "OciLayout"]
 
 _TEMPORARY = ".part-"
 
 
 class BlobWriter:
-    """Takes the bytes of one blob; `digest` and `size` are those of what it has taken."""
+    """Takes the bytes of one blob, and knows their digest and size."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path, self._sha = file, path, hashlib.sha256()
+    def __init__(self, file: BinaryIO, path: Path, layout: Path) -> None:
+        self._file, self._path, self._layout, self._sha = file, path, layout, hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -44,26 +44,26 @@ class BlobWriter:
             ImageError: when the disk is full or broken.
         """
         self._sha.update(data)
-        with _disk(self._path):
+        with _disk(self._layout):
             written = self._file.write(data)
-            while written < len(data):  # a disk that fills up takes a part, and refuses the next
+            while written < len(data):  # a disk that is filling up takes a part, and refuses the next write
                 written += self._file.write(memoryview(data)[written:])
         self.size += len(data)
 
     @property
     def digest(self) -> Digest:
-        """Return the digest of all that was written."""
+        """Return the digest of what was written."""
         return Digest(self._sha.hexdigest())
 
     def finish(self, path: Path) -> None:
-        """Bring what was written to the disk, and only then give it its name."""
-        with _disk(self._path):
+        """Flush what was written to the disk, then give it its name."""
+        with _disk(self._layout):
             os.fsync(self._file.fileno())
             self._path.replace(path)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class OciLayout:
     """The layout in a folder, which need not exist."""
 
     root: Path
@@ -73,23 +73,23 @@ class Layout:
         return self.root / "blobs" / "sha256" / digest.hex
 
     def holds(self, digest: Digest, size: int) -> bool:
-        """Tell whether the blob is there; it has its name only once it is whole."""
+        """Return whether the blob is there; a blob has its name only when it is whole."""
         path = self.path(digest)
         return path.is_file() and path.stat().st_size == size
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Make the folders, clear away what a killed builder left, and keep other builders out until the context ends.
+        """Make the folders, remove what a killed builder left, and keep other builders out until the context ends.
 
         Raises:
             BadSource: when the folder holds something else than a layout.
             ImageError: when it cannot be written.
         """
-        with _disk(self.root / "index.json"):
+        with _disk(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel opens it again when a builder is killed
+            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel releases it when a builder is killed
             self._clear()
             yield
         finally:
@@ -100,25 +100,25 @@ class Layout:
         if others and not {*others} & {"oci-layout", "blobs"}:
             raise BadSource(f"out: {self.root} holds {min(others)!r}, expected a new folder or an OCI layout")
         blobs = self.path(Digest.of(b"")).parent
-        with _disk(blobs):
+        with _disk(self.root):
             blobs.mkdir(parents=True, exist_ok=True)
             for path in [*self.root.glob(_TEMPORARY + "*"), *blobs.glob(_TEMPORARY + "*")]:
                 path.unlink()
         version, marker = canonical_json({"imageLayoutVersion": "1.0.0"}), self.root / "oci-layout"
-        with _disk(marker):
+        with _disk(self.root):
             marked = marker.is_file() and marker.read_bytes() == version
         if not marked:
             self._put(marker, version)
 
     @contextmanager
     def blob(self) -> Iterator[BlobWriter]:
-        """Give a writer; when the context ends well, what it took is a blob of the layout.
+        """Yield a writer, whose bytes are a blob of the layout when the context ends without an error.
 
         Raises:
-            ImageError: when the disk is full; the temporary file is gone then, as after any other error.
+            ImageError: when the disk is full; the temporary file is removed then, as after any other error.
         """
         folder = self.path(Digest.of(b"")).parent
-        with _writing(folder / f"{_TEMPORARY}{os.getpid()}") as writer:
+        with _writing(folder / f"{_TEMPORARY}{os.getpid()}", self.root) as writer:
             yield writer
             writer.finish(self.path(writer.digest))
 
@@ -128,11 +128,11 @@ class Layout:
             writer.write(data)
         return writer.digest
 
-    def commit(self, image: Image, layers: Collection[NewLayer]) -> Digest:
-        """Make `image` the one that the layout holds, and return its digest."""
+    def commit(self, image: OciImage, layers: Collection[NewLayer]) -> Digest:
+        """Make `image` the image of the layout, and return its digest."""
         self.put(image.config)
         digest = self.put(image.manifest)
-        _flush_names(self.path(digest).parent)
+        self._flush_names(self.path(digest).parent)
         descriptor = {"mediaType": MANIFEST_TYPE, "digest": str(digest), "size": len(image.manifest)}
         index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
         self._put(self.root / "index.json", canonical_json(index))
@@ -143,39 +143,38 @@ class Layout:
         return digest
 
     def _put(self, path: Path, data: bytes) -> None:
-        with _writing(path.with_name(_TEMPORARY + path.name)) as writer:
+        with _writing(path.with_name(_TEMPORARY + path.name), self.root) as writer:
             writer.write(data)
             writer.finish(path)
-        _flush_names(path.parent)
+        self._flush_names(path.parent)
 
-
-def _flush_names(folder: Path) -> None:
-    """Bring the names of a folder's files to the disk, as they are now."""
-    with _disk(folder / "index.json"):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    def _flush_names(self, folder: Path) -> None:
+        """Flush a folder's list of names to the disk."""
+        with _disk(self.root):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 @contextmanager
-def _writing(temporary: Path) -> Iterator[BlobWriter]:
-    """Give a writer of a temporary file, which is gone afterwards unless `finish` gave it another name."""
+def _writing(temporary: Path, layout: Path) -> Iterator[BlobWriter]:
+    """Yield a writer of a temporary file, which is removed afterwards unless `finish` gave it another name."""
     try:
-        with _disk(temporary):
+        with _disk(layout):
             file = temporary.open("wb", buffering=0)
         with file:
-            yield BlobWriter(file, temporary)
+            yield BlobWriter(file, temporary, layout)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _disk(layout: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ImageError(
-            f"out: {path.parent}: cannot be written ({error.strerror or error}); the image that it held is still there"
-        ) from None
+        kept = "the image that it held is still there" if (layout / "index.json").is_file() else "it holds no image yet"
+        problem = f"out: {layout}: cannot be written ({error.strerror or error}), and {kept}"
+        raise ImageError(f"{problem}; free space, or name another folder with out=") from None

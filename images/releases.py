@@ -1,31 +1,30 @@
-"""What exists: releases of FastDeploy, and the architectures that images can be made for.
+"""Which releases of FastDeploy exist, and which architectures have an image.
 
 releases = read_releases()                       # images/releases.toml
-target = releases.target("sm89")                 # the default release, its default CUDA
+target = releases.target("sm89")                 # the default release, its default CUDA version
 target = releases.target("sm86", release="2.5.0", cuda="12.9")
-target.base, target.wheels, target.covers        # from what the image is made, and which GPUs it serves
+target = releases.target("sm89", release="2.3.3", base="registry.example.com/vendor/fastdeploy-cuda-12.6:2.3.3")
+target.base, target.wheels, target.covers        # what the image is made from, and the architectures it serves
 """
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from images.build_errors import InvalidFile, UnknownChoice, nearest
-from images.schema import decode
+from images.build_errors import UnknownChoice, nearest
+from images.schema import read_table
 
-__all__ = ["RELEASES", "Build", "Cpu", "Release", "Releases", "Target", "Wheels", "read_releases", "read_table", "read_toml"]
+__all__ = ["RELEASES", "Build", "Cpu", "Release", "Releases", "Target", "Wheels", "check_reference", "read_releases"]
 
 RELEASES = Path(__file__).with_name("releases.toml")
 
-_REFERENCE = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+:[\w][\w.-]{0,127}")
+_REFERENCE = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+:\w[\w.-]{0,127}", re.ASCII)
 _ARCHITECTURE = re.compile(r"sm\d{2,3}")
-T = TypeVar("T")
+_MINOR = re.compile(r"\d+\.\d+\.(?=\d+(rc\d+|\.post\d+)?$)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +37,17 @@ class Build:
     """Registry, repository and tag: what the label base.name says, and the lock's key of the base."""
 
     def __post_init__(self) -> None:
-        _check_reference(self.base)
+        check_reference(self.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheels:
-    """Where the build of FastDeploy is that replaces a base's own."""
+    """A build of FastDeploy for other architectures, which replaces the base's own."""
 
     architectures: tuple[str, ...]
-    """What that build covers, such as sm86 and sm89."""
+    """The architectures that the build covers, such as sm86 and sm89."""
     index: str
-    """Address of a package index that has it as fastdeploy-gpu, in the release's version."""
+    """Address of the package index that has it as fastdeploy-gpu, in the release's version."""
 
     def __post_init__(self) -> None:
         _check_architectures("architectures", self.architectures)
@@ -85,7 +84,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """The base of the image without a GPU: any Python that the worker runs on."""
+    """The base of the image without a GPU: any image with a Python that the worker runs on."""
 
     base: str
     python: str
@@ -93,13 +92,13 @@ class Cpu:
     site_packages: str
 
     def __post_init__(self) -> None:
-        _check_reference(self.base)
+        check_reference(self.base)
         _check_paths(self.interpreter, self.site_packages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One image that can be made: what `Releases.target` found to belong together."""
+    """One image that can be made, as `Releases.target` puts it together."""
 
     architecture: str
     """sm80, sm86, sm89, sm90 or cpu."""
@@ -116,18 +115,18 @@ class Target:
     interpreter: str
     site_packages: str
     wheels: Wheels | None
-    """Where the FastDeploy is that replaces the base's own; None where the base's own covers the architecture."""
+    """The build of FastDeploy that replaces the base's own; None where the base's own covers the architecture."""
     quantizations: tuple[str, ...]
 
     @property
     def arguments(self) -> str:
-        """Return the arguments of the commands that mean this target, such as "arch=sm89 release=2.3.0 cuda=12.6"."""
+        """Return the arguments that name this target on a command line, such as "arch=sm89 release=2.3.0 cuda=12.6"."""
         return f"arch={self.architecture}" + (f" release={self.release} cuda={self.cuda}" if self.release else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Releases:
-    """All that exists, as releases.toml tells it."""
+    """The content of releases.toml."""
 
     default: str
     licenses: str
@@ -148,11 +147,14 @@ class Releases:
         choices = ((release, build, name) for release in ordered for build in release.builds for name in _architectures(release))
         return (*(_target(*choice) for choice in choices), _cpu(self.cpu))
 
-    def target(self, architecture: str, release: str = "", cuda: str = "") -> Target:
+    def target(self, architecture: str, release: str = "", cuda: str = "", base: str = "") -> Target:
         """Return the image for an architecture; an empty release or CUDA version means the default one.
 
+        `base` names another base image. With it, the release may be one that releases.toml lacks: such a release is like the one of the
+        same minor version that releases.toml has.
+
         Raises:
-            UnknownChoice: when it is not possible, with those that are.
+            UnknownChoice: when it is not possible, with the choices that are.
         """
         known = sorted({target.architecture for target in self.targets()})
         if architecture not in known:
@@ -162,13 +164,14 @@ class Releases:
                 raise UnknownChoice(
                     f"arch=cpu: got {release and 'release'}{cuda and ' cuda'}, but the cpu image holds no FastDeploy: leave it out"
                 )
-            return _cpu(self.cpu)
-        chosen = self.release(release or self.default)
+            return _cpu(replace(self.cpu, base=_reference(base)) if base else self.cpu)
+        chosen = self._similar(release) if base and release else self.release(release or self.default)
         builds = [build for build in chosen.builds if cuda in ("", build.cuda)]
         if not builds or architecture not in _architectures(chosen):
             asked = f"arch={architecture} release={chosen.name}" + (f" cuda={cuda}" if cuda else "")
             raise UnknownChoice(f"{asked}: there is no such image; expected one of\n{self._possible()}")
-        return _target(chosen, builds[0], architecture)
+        build = replace(builds[0], base=_reference(base)) if base else builds[0]
+        return _target(chosen, build, architecture)
 
     def release(self, name: str) -> Release:
         """Return the release of that name.
@@ -178,8 +181,26 @@ class Releases:
         """
         names = [release.name for release in self.releases]
         if name not in names:
-            raise UnknownChoice(f"release: got {name!r}, expected one of {', '.join(names)}{nearest(name, names)}")
+            raise UnknownChoice(f"release: got {name!r}, expected one of {', '.join(names)}{nearest(name, names)}{self._hint(name)}")
         return self.releases[names.index(name)]
+
+    def _hint(self, name: str) -> str:
+        """Return how to build a release that releases.toml lacks."""
+        try:
+            similar = self._similar(name)
+        except UnknownChoice:
+            return ""
+        repository = similar.builds[0].base.rpartition(":")[0]
+        return f"; another one needs the base image that holds it, probably base={repository}:{name}"
+
+    def _similar(self, name: str) -> Release:
+        """Return the release of that name, or one like the release of the same minor version."""
+        minor = _MINOR.match(name)
+        found = [release for release in self.releases if release.name == name or (minor and release.name.startswith(minor.group()))]
+        if not minor or not found:
+            minors = ", ".join(sorted({release.name.rpartition(".")[0] for release in self.releases}))
+            raise UnknownChoice(f"release: got {name!r}, expected a version of one of {minors}, which releases.toml describes")
+        return replace(next((release for release in found if release.name == name), found[0]), name=name)
 
     def _possible(self) -> str:
         rows = ((release, build) for release in self.releases for build in release.builds)
@@ -188,38 +209,12 @@ class Releases:
 
 
 def read_releases(path: Path = RELEASES) -> Releases:
-    """Return what `path`, a file like releases.toml, says that exists.
+    """Return the content of a file like releases.toml.
 
     Raises:
         InvalidFile: with every problem of the file.
     """
     return read_table(Releases, path)
-
-
-def read_table(kind: type[T], path: Path) -> T:
-    """Return the `kind` that a TOML file holds.
-
-    Raises:
-        InvalidFile: with every problem of the file.
-    """
-    problems: list[str] = []
-    found = decode(kind, read_toml(path), problems)
-    if found is None or problems:
-        raise InvalidFile(str(path), problems)
-    return found
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the table in a TOML file.
-
-    Raises:
-        InvalidFile: when it cannot be read, or is not TOML.
-    """
-    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InvalidFile(str(path), [str(error)]) from None
 
 
 def _architectures(release: Release) -> list[str]:
@@ -259,7 +254,17 @@ def _cpu(cpu: Cpu) -> Target:
     )
 
 
-def _check_reference(text: str) -> None:
+def _reference(text: str) -> str:
+    """Return the base that a user names."""
+    try:
+        check_reference(text)
+    except ValueError as error:
+        raise UnknownChoice(str(error)) from None
+    return text
+
+
+def check_reference(text: str) -> None:
+    """Raise ValueError for what does not name a base image in the way of releases.toml and the lock."""
     if not _REFERENCE.fullmatch(text):
         raise ValueError(f"base: got {text!r}, expected registry/repository:tag")
 

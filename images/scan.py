@@ -1,21 +1,24 @@
-"""Find the FastDeploy that a base image holds, by reading its layers from the top until the record of its files has been read.
+"""Find the FastDeploy in a base image: read its layers from the top until the record of FastDeploy's files is found.
 
-A wheel's RECORD is what pip itself goes by when it removes a package. The layers are streamed and dropped: of the vendor's 10 GB no more
-is received than the layers above the one with FastDeploy, and that one up to its dist-info folder: some 1 to 2 GB, once for each base.
+A wheel's RECORD is what pip itself uses when it removes a package. Layers are streamed and not kept: of the vendor's 10 GB this receives
+the layers above the one with FastDeploy, and that one up to its dist-info folder: some 1 to 2 GB, once for each base.
 """
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from checkpoint.http_client import Body, Remote
+from checkpoint.progress import Progress, size_text
 from images.build_errors import BadSource
-from images.http_client import Rest
-from images.install_paths import owned_paths
-from images.lock import Layer, Replaced
-from images.registry import Repository
+from images.context import Tell
+from images.lock_entries import LockedLayer, Replaced
+from images.registry import RegistryRepository, unreachable_on_http_errors
+from images.wheels import owned_paths
 
 __all__ = ["find_engine"]
 
@@ -26,20 +29,21 @@ _LARGEST_RECORD = 64 << 20
 _BUFFER = 1 << 20
 
 
-def find_engine(repository: Repository, layers: Sequence[Layer], site_packages: str, tell: Callable[[str], None]) -> tuple[Replaced, ...]:
-    """Return the distribution of FastDeploy that the image's uppermost layer with one has; `layers` bottom first.
+def find_engine(repository: RegistryRepository, layers: Sequence[LockedLayer], site_packages: str, tell: Tell) -> tuple[Replaced, ...]:
+    """Return the distribution of FastDeploy in the uppermost layer that has one; `layers` are given bottom first.
 
     `site_packages` is the absolute path of the folder to look in; `tell` gets a line for each layer that is read.
 
     Raises:
         BadSource: when there is none, or a layer cannot be read.
-        Unreachable: when the registry fails for good.
+        Unreachable: when the registry fails four times in a row.
     """
     folder = site_packages.strip("/")
     hidden: set[str] = set()
     for number, layer in reversed(list(enumerate(layers, 1))):
-        tell(f"reading layer {number} of {len(layers)} of {repository.reference.name} ({layer.size / 1e6:.0f} MB) for FastDeploy's record")
-        found = _in_layer(repository, layer, folder, hidden)
+        tell(f"reading layer {number} of {len(layers)} of {repository.reference.name} ({size_text(layer.size)}) for FastDeploy's record")
+        with unreachable_on_http_errors():
+            found = _in_layer(repository, layer, folder, hidden, tell)
         if found:
             return found
         if {folder, f"{folder}/"} & hidden:
@@ -50,11 +54,11 @@ def find_engine(repository: Repository, layers: Sequence[Layer], site_packages: 
     )
 
 
-def _in_layer(repository: Repository, layer: Layer, folder: str, hidden: set[str]) -> tuple[Replaced, ...]:
-    """Return what the layer has and no layer above hides, or note what the layer itself hides from those below."""
+def _in_layer(repository: RegistryRepository, layer: LockedLayer, folder: str, hidden: set[str], tell: Tell) -> tuple[Replaced, ...]:
+    """Return the FastDeploy of the layer that no layer above hides, or note what the layer itself hides of those below."""
     hides: set[str] = set()
     try:
-        for name, member, tar in _members(repository, layer):
+        for name, member, tar in _members(repository, layer, tell):
             parent, _, leaf = name.rpartition("/")
             if leaf == _OPAQUE:
                 hides.add(f"{parent}/")
@@ -68,9 +72,10 @@ def _in_layer(repository: Repository, layer: Layer, folder: str, hidden: set[str
     return ()
 
 
-def _members(repository: Repository, layer: Layer) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
-    body = Rest(lambda offset: repository.blob(layer.digest, offset), layer.size, f"layer {layer.digest}")
-    with body, io.BufferedReader(body, _BUFFER) as buffered:
+def _members(repository: RegistryRepository, layer: LockedLayer, tell: Tell) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+    body = Body(Remote(name=f"layer {layer.digest}", size=layer.size, open=partial(repository.blob, layer.digest)))
+    progress = Progress(layer.size, "reading", tell=tell, measure=lambda: body.position)
+    with progress, body, io.BufferedReader(body, _BUFFER) as buffered:
         if buffered.peek(4)[:4] == b"\x28\xb5\x2f\xfd":
             raise ValueError("it is compressed with zstd, expected gzip or nothing")
         with tarfile.open(fileobj=buffered, mode="r|*") as tar:
@@ -88,7 +93,7 @@ def _is_record(name: str, folder: str) -> bool:
 
 
 def _is_hidden(path: str, hidden: set[str]) -> bool:
-    """Tell whether a layer above removed the path, or a folder that it is in (`folder/` stands for all that is in it)."""
+    """Return whether a layer above removed the path, or a folder that it is in (`folder/` stands for all that is in it)."""
     parents = path.split("/")
     above = ["/".join(parents[:count]) for count in range(1, len(parents) + 1)]
     return any(place in hidden for place in above) or any(f"{place}/" in hidden for place in above[:-1])

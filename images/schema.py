@@ -1,37 +1,66 @@
-"""Tables between files and frozen dataclasses: what a dataclass declares is what a file may hold, and nothing else.
+"""Read TOML and JSON tables into frozen dataclasses: a file may hold what the dataclass declares, and nothing else.
 
-A dataclass's fields are the keys; a field with a default may be missing. Values are texts, whole numbers, truth values, `Digest`s,
-dataclasses, and tuples of any of these. A dataclass may refuse a value with a ValueError in `__post_init__`. Every problem of a file is
-found before the first one is reported, each with its place: `bases[1].layers[0].size: got "x", expected a whole number`.
+The fields of the dataclass are the keys; a field with a default may be missing. Values are strings, integers, booleans, `Digest`s,
+dataclasses, and tuples of these. A dataclass may refuse a value with a ValueError in `__post_init__`. Every problem of a file is found
+before the first one is reported, each with its place: `bases[1].layers[0].size: got "x", expected a whole number`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
 import types
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from images.build_errors import nearest
+from images.build_errors import InvalidFile, nearest
 from images.digest import Digest
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "read_table", "read_toml"]
 
 T = TypeVar("T")
 _BAD = object()
-"""Stands for a value that could not be read; its problem is in the list."""
+"""Stands for a value that cannot be used; its problem is in the list."""
 
-_NAMES = {str: "a text", int: "a whole number", bool: "true or false"}
+_NAMES = {str: "a string", int: "a whole number", bool: "true or false"}
+
+
+def read_table(kind: type[T], path: Path) -> T:
+    """Return the `kind` that a TOML file holds.
+
+    Raises:
+        InvalidFile: with every problem of the file.
+    """
+    problems: list[str] = []
+    found = decode(kind, read_toml(path), problems)
+    if found is None or problems:
+        raise InvalidFile(str(path), problems)
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the table in a TOML file.
+
+    Raises:
+        InvalidFile: when it cannot be read, or is not TOML.
+    """
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidFile(str(path), [f"cannot be read as TOML ({error})"]) from None
 
 
 def decode(kind: type[T], value: Any, problems: list[str], place: str = "") -> T | None:
-    """Return the `kind` that a parsed table stands for, or None when something is wrong with it, which is then in `problems`."""
+    """Return the `kind` that a parsed table stands for, or None where it cannot be used: its problems are in the list then."""
     found = _decode(kind, value, problems, place)
     return None if found is _BAD else found
 
 
 def encode(value: Any) -> Any:
-    """Return what `decode` reads back: dictionaries, lists, texts, numbers."""
+    """Return the dictionaries, lists, strings and numbers that `decode` reads back."""
     if isinstance(value, Digest):
         return str(value)
     if isinstance(value, tuple):

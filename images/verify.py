@@ -1,9 +1,9 @@
-"""Read an image's layout as a stranger would, and say all that is wrong with it.
+"""Verify an image's layout with a reader of its own, and list everything that is wrong with it.
 
-It shares nothing with what writes images but `Digest`: tars are read by Python's tarfile, the lock as plain JSON, and every rule is written
-here once more. Checked are: every digest, size and diff_id; that the base's layers are the lock's in order, and that ours are there; the
-form of our tars (order, times, owners, modes, kinds, paths, padding); that no file stands in two layers; that a baked model's files are the
-lock's; that no variable of ours is a secret; the limits of RunPod and of Docker.
+It shares nothing with the code that writes images but `Digest`: tars are read by Python's tarfile, the lock as plain JSON, and every rule
+is written here a second time. It checks every digest, size and diff_id; that the base's layers are the lock's, in order; the format of our
+tars (order, times, owners, modes, types, paths, padding); that no file is in two layers; that a baked model's files are the lock's; that no
+variable and no file of the worker looks like a secret; the limits of RunPod and of Docker.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,18 +33,26 @@ _START = "worker/lib/__main__.py"
 _SETTINGS = "local_model_args.json"
 _MOST_LAYERS, _MOST_BYTES = 127, 80 * 10**9
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL")
+_TOKEN = re.compile(
+    rb"\b(?:(?:hf|rpa)_[A-Za-z0-9]{30}|sk-[\w-]{20}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22}|glpat-[\w-]{20}|AKIA[0-9A-Z]{16}|AIza[\w-]{35})"
+    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+"""The form of keys of Hugging Face, RunPod, OpenAI, GitHub, GitLab, AWS and Google, and of private keys in PEM."""
+
+_OURS = re.compile(r"worker/lib/(__main__\.py|(handler|checkpoint|cpu_engine)/.*)|local_model_args\.json")
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _WHITEOUT = re.compile(r"\.wh\.(\.wh\.\.opq|(?!\.wh\.).+)")
 
 
 @dataclass(slots=True)
 class _Layers:
-    """What was found in our layers so far."""
+    """The content of our layers, as far as they have been read."""
 
     problems: list[str]
     files: dict[str, str] = field(default_factory=dict)
-    """Each file's path, and the layer it stands in."""
+    """Each file's path, and the layer it is in."""
     wanted: Mapping[str, str] = field(default_factory=dict)
-    """The SHA-256 that files must have: path to hexadecimal digits."""
+    """The SHA-256 that files must have, in hexadecimal, by path."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,6 +70,9 @@ def verify(folder: Path, lock: Path = _LOCK) -> Digest:
 
 
 def _verify(folder: Path, lock: Path, problems: list[str]) -> Digest | None:
+    if not folder.is_dir():
+        problems.append("no such folder; expected an OCI layout, which `ci/just build-image` writes")
+        return None
     version = _json(folder / "oci-layout", problems).get("imageLayoutVersion")
     _same("oci-layout: imageLayoutVersion", version, "1.0.0", problems)
     manifests = _json(folder / "index.json", problems).get("manifests")
@@ -86,8 +98,8 @@ def _check_image(folder: Path, manifest: dict[str, Any], config: dict[str, Any],
     layers = manifest.get("layers") or []
     diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
     _same("config: diff_ids", len(diff_ids), len(layers), problems)
-    told = [entry for entry in config.get("history") or [] if not entry.get("empty_layer")]
-    _same("config: history: entries of layers", len(told), len(layers), problems)
+    history = [entry for entry in config.get("history") or [] if not entry.get("empty_layer")]
+    _same("config: history: entries of layers", len(history), len(layers), problems)
     container = config.get("config") or {}
     base = _base(container.get("Labels") or {}, lock, problems)
     below = _check_base(base, layers, diff_ids, problems)
@@ -105,7 +117,7 @@ def _check_image(folder: Path, manifest: dict[str, Any], config: dict[str, Any],
 
 
 def _base(labels: dict[str, str], lock: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Return the lock's base of the name and the digest that the labels say."""
+    """Return the lock's base with the name and digest of the labels."""
     name, digest = (labels.get(f"org.opencontainers.image.base.{what}") for what in ("name", "digest"))
     for base in lock.get("bases") or []:
         if base.get("reference") == name:
@@ -116,7 +128,7 @@ def _base(labels: dict[str, str], lock: dict[str, Any], problems: list[str]) -> 
 
 
 def _check_base(base: dict[str, Any], layers: list[Any], diff_ids: list[Any], problems: list[str]) -> int:
-    """See that the image begins with the base's layers, and return how many those are."""
+    """Check that the image begins with the base's layers, and return how many those are."""
     known = base.get("layers") or []
     for number, (layer, expected) in enumerate(zip(layers, known)):  # noqa: B905  # Python 3.10; lengths are compared below
         _same(f"layer {number}: digest (of the base)", layer.get("digest"), expected["digest"], problems)
@@ -130,8 +142,9 @@ def _check_base(base: dict[str, Any], layers: list[Any], diff_ids: list[Any], pr
 def _check_variables(base: dict[str, Any], variables: list[str], problems: list[str]) -> None:
     config = json.loads(base["config"]["text"]) if base else {}
     known = {text.partition("=")[0] for text in (config.get("config") or {}).get("Env") or []}
-    ours = {text.partition("=")[0] for text in variables} - known
-    problems += [f"config: Env: {name} looks like a secret, which no image may hold" for name in sorted(ours) if _SECRET.search(name)]
+    ours = dict(text.partition("=")[::2] for text in variables if text.partition("=")[0] not in known)
+    secret = [name for name in sorted(ours) if _SECRET.search(name) or _TOKEN.search(ours[name].encode())]
+    problems += [f"config: Env: {name} looks like a secret, which no image may hold" for name in secret]
 
 
 def _check_layer(folder: Path, layer: dict[str, Any], diff_id: str | None, where: str, found: _Layers) -> None:
@@ -144,8 +157,8 @@ def _check_layer(folder: Path, layer: dict[str, Any], diff_id: str | None, where
     try:
         with tarfile.open(path, "r:", errorlevel=2) as tar:
             _check_tar(tar, path, where, found)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        problems.append(f"{where}: not a tar ({error})")
+    except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
+        problems.append(f"{where}: cannot be read ({error})")
 
 
 def _check_tar(tar: tarfile.TarFile, path: Path, where: str, found: _Layers) -> None:
@@ -157,7 +170,7 @@ def _check_tar(tar: tarfile.TarFile, path: Path, where: str, found: _Layers) -> 
             found.problems.append(f"{where}: {name}: {problem}")
         if name.encode("utf-8", "surrogateescape") <= before:
             found.problems.append(
-                f"{where}: {name}: stands behind {before.decode('utf-8', 'replace')}, expected each path once, by its bytes"
+                f"{where}: {name}: comes after {before.decode('utf-8', 'replace')}, expected each path once, in the order of its bytes"
             )
         before = name.encode("utf-8", "surrogateescape")
         if member.isdir():
@@ -165,7 +178,7 @@ def _check_tar(tar: tarfile.TarFile, path: Path, where: str, found: _Layers) -> 
             continue
         other = found.files.setdefault(name, where)
         if other != where:
-            found.problems.append(f"{where}: {name}: stands in {other} as well, expected each file in one layer")
+            found.problems.append(f"{where}: {name}: is in {other} as well, expected each file in one layer")
         _check_content(tar, member, where, found)
     for name in sorted(folders & set(found.files)):
         found.problems.append(f"{where}: {name}: a folder, but {found.files[name]} has a file of that path")
@@ -177,7 +190,7 @@ def _check_tar(tar: tarfile.TarFile, path: Path, where: str, found: _Layers) -> 
 
 
 def _form(member: tarfile.TarInfo) -> Iterator[str]:
-    """Say what is wrong with an entry's header or path."""
+    """Yield what is wrong with an entry's header or path."""
     if not (member.isreg() or member.isdir()):
         yield f"got an entry of type {member.type!r}, expected a file or a folder"
     if int(member.mtime) != _EPOCH or "mtime" in member.pax_headers:
@@ -190,22 +203,30 @@ def _form(member: tarfile.TarInfo) -> Iterator[str]:
         yield f"PAX: got {', '.join(sorted(member.pax_headers))}, expected path or size where they are needed"
     if member.name.startswith("/") or {"", ".", ".."} & set(member.name.split("/")):
         yield "an unsafe path"
-    if len(member.name.encode("utf-8", "surrogateescape")) > 4095 or any(ord(letter) < 32 for letter in member.name):
-        yield "a path that is too long, or has control characters"
+    if len(member.name.encode("utf-8", "surrogateescape")) > 4095 or any(
+        unicodedata.category(letter) in _INVISIBLE for letter in member.name
+    ):
+        yield "a path that is too long, or has invisible characters"
     last = member.name.rpartition("/")[2]
     if any(part.startswith(".wh.") for part in member.name.split("/")) and not (_WHITEOUT.fullmatch(last) and not member.size):
-        yield "a whiteout that is none"
+        yield "a whiteout with a content, or of no name"
 
 
 def _check_content(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str, found: _Layers) -> None:
-    """See that a file that the lock pins has the pinned content, and keep the settings of a baked model."""
+    """Check a pinned file's content, search the worker's files for tokens, and keep the settings of a baked model."""
     wanted = found.wanted.get(member.name)
-    if wanted is None and member.name != _SETTINGS:
+    ours = _OURS.fullmatch(member.name) is not None
+    if wanted is None and not ours:
         return
     stream = tar.extractfile(member)
-    assert stream is not None  # noqa: S101  # for the type checker: only files come here
-    if member.name == _SETTINGS:
-        found.settings = dict(json.loads(stream.read()))
+    assert stream is not None  # noqa: S101  # for the type checker: a file has a stream
+    if ours:
+        data = stream.read()
+        if token := _TOKEN.search(data):
+            begin = token.group()[:4].decode()
+            found.problems.append(f"{where}: {member.name}: holds what looks like a secret ({begin}...), which no image may hold")
+        if member.name == _SETTINGS:
+            found.settings = dict(json.loads(data))
         return
     sha = hashlib.sha256()
     while piece := stream.read(1 << 20):
@@ -214,7 +235,7 @@ def _check_content(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str, fo
 
 
 def _check_whole(found: _Layers, lock: dict[str, Any]) -> None:
-    """See that the worker is there, and every file of the model that the settings name."""
+    """Check that the worker is there, and every file of the model that the settings name."""
     if _START not in found.files:
         found.problems.append(f"no layer has {_START}, which the entrypoint runs")
     model = found.settings.get("MODEL")
@@ -228,7 +249,7 @@ def _check_whole(found: _Layers, lock: dict[str, Any]) -> None:
 
 
 def _pinned(lock: dict[str, Any]) -> dict[str, str]:
-    """Return where the files of the lock's models stand in an image, and their SHA-256."""
+    """Return the paths of the lock's model files in an image, and their SHA-256."""
     return {
         f"models/models--{model['repository'].replace('/', '--')}/snapshots/{model['commit']}/{file['path']}": file["digest"].partition(
             ":"
@@ -244,7 +265,7 @@ def _document(folder: Path, descriptor: dict[str, Any], what: str, problems: lis
 
 
 def _blob(folder: Path, descriptor: dict[str, Any], what: str, problems: list[str]) -> Path | None:
-    """Return the file of the blob that a descriptor names, or None when there is none; say so when it is another than it should be."""
+    """Return the file of the blob that a descriptor names, or None where it cannot be read; a mismatch is a problem."""
     try:
         digest = Digest.parse(str(descriptor.get("digest")))
         path = folder / "blobs" / "sha256" / digest.hex
@@ -263,7 +284,7 @@ def _blob(folder: Path, descriptor: dict[str, Any], what: str, problems: list[st
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name}: cannot be read ({error})")
         return {}
     if not isinstance(value, dict):
@@ -285,7 +306,7 @@ def run(values: Mapping[str, str]) -> int:
 
 COMMAND = Command(
     name="verify",
-    help="Recompute all that an image's layout says, and list every mismatch.",
+    help="Check an image's layout against itself and the lock, and list every mismatch.",
     keys=(
         Key("dir", "The folder of the OCI layout.", required=True, bare=True),
         Key("lock", "Another file than images/images.lock.json."),

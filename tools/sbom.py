@@ -22,8 +22,9 @@ from packageurl import PackageURL
 from images.arguments import TARGET_KEYS, Command, Key, call, file_named
 from images.build_errors import UnknownChoice
 from images.digest import Digest
-from images.lock import LOCK, Base, EngineWheel, File, Lock, Model, Packages, read_lock, requirements_digest
-from images.registry import Reference
+from images.lock import LOCK, Lock, read_lock, requirements_digest
+from images.lock_entries import Base, EngineWheel, File, LockedModel, Packages
+from images.registry import ImageReference
 from images.releases import RELEASES, Target, read_releases
 
 __all__ = ["COMMAND", "bill", "materials"]
@@ -40,12 +41,13 @@ def materials(lock: Lock, target: Target, model: str = "") -> Iterator[Component
     Raises:
         Unlocked: naming the command that pins what is missing.
     """
-    yield _base(lock.base(target))
-    if wheel := lock.wheel(target):
-        yield _engine(wheel)
-    yield from _packages(lock.packages_for(target, requirements_digest(target)))
-    if model:
-        yield _model(lock.model(model, target.arguments))
+    pinned = lock.pinned(target, requirements_digest(target), model)
+    yield _base(pinned.base)
+    if pinned.wheel:
+        yield _engine(pinned.wheel)
+    yield from _packages(pinned.packages)
+    if pinned.model:
+        yield _model(pinned.model)
 
 
 def bill(lock: Lock, target: Target, *, model: str = "", digest: Digest | None = None) -> str:
@@ -66,7 +68,7 @@ def bill(lock: Lock, target: Target, *, model: str = "", digest: Digest | None =
 
 
 def _base(base: Base) -> Component:
-    reference, digest = Reference.parse(base.reference), Digest.of(base.manifest.data)
+    reference, digest = ImageReference.parse(base.reference), Digest.of(base.manifest.data)
     name = reference.repository.rpartition("/")[2]
     purl = PackageURL("oci", name=name, version=str(digest), qualifiers={"repository_url": reference.name, "tag": reference.tag})
     return Component(
@@ -103,7 +105,7 @@ def _wheel(file: File) -> Component:
     )
 
 
-def _model(model: Model) -> Component:
+def _model(model: LockedModel) -> Component:
     owner, _, name = model.repository.partition("/")
     return Component(
         name=model.repository,

@@ -37,8 +37,9 @@ from ci.hosts.base import PYTHON
 from ci.hosts.shared import Hosts, hosts
 from images.arguments import Command, Key, whole
 from images.digest import Digest, file_digest
-from images.lock import Lock, Model, ModelFile, read_lock, write_lock
-from images.registry import Reference, Repository
+from images.lock import Lock, read_lock, write_lock
+from images.lock_entries import LockedModel, ModelFile
+from images.registry import ImageReference, RegistryRepository
 from images.worker_layers import PACKAGES
 from tests.images.made import ROOT, seed_lock, succeed
 from tests.twins.vendor.index import index_of_everything
@@ -117,7 +118,7 @@ def prepare(hosts: Hosts, vendor: Vendor, folder: Path, gib: int) -> Shop:
     return shop
 
 
-def make_models(cache: Path, gib: int) -> list[Model]:
+def make_models(cache: Path, gib: int) -> list[LockedModel]:
     """Put random shards into the cache; bench/N is a model of the first N of them."""
     config = b"{}\n"
     (cache / Digest.of(config).hex).write_bytes(config)
@@ -131,11 +132,11 @@ def make_models(cache: Path, gib: int) -> list[Model]:
         digest, size = file_digest(half)
         half.rename(cache / digest.hex)
         files.append(ModelFile(path=f"model-{number:05}.safetensors", size=size, digest=digest))
-        models.append(Model(repository=f"bench/{number}", revision="main", commit="0" * 40, files=tuple(files)))
+        models.append(LockedModel(repository=f"bench/{number}", revision="main", commit="0" * 40, files=tuple(files)))
     return models
 
 
-def dockerfile(shop: Shop, model: Model | None) -> Path:
+def dockerfile(shop: Shop, model: LockedModel | None) -> Path:
     """Make the folder of a Dockerfile that puts the same files into the same places, and return it."""
     context = shop.folder / f"context-{len(model.files) if model else 0}"
     context.mkdir()
@@ -199,8 +200,8 @@ class Watcher:
         edit()
         pushed = self.wait_pushed()
         seconds = time.monotonic() - started
-        there = Reference.parse(self._image)
-        if str(Repository(there).manifest(there.tag).digest) != pushed:
+        there = ImageReference.parse(self._image)
+        if str(RegistryRepository(there).manifest(there.tag).digest) != pushed:
             sys.exit(f"bench images: {there} is not {pushed}")
         return seconds
 
@@ -224,7 +225,7 @@ class Way:
 
 
 @contextmanager
-def ways(shop: Shop, model: Model | None, index: str) -> Iterator[dict[str, Way]]:
+def ways(shop: Shop, model: LockedModel | None, index: str) -> Iterator[dict[str, Way]]:
     """Give them by name, ours first; each has a tag of its own, which it moves."""
     tuned = dockerfile(shop, model)
     name, words = ("baked", [f"model={model.repository}"]) if model else ("bare", [])
@@ -269,7 +270,7 @@ def shipped(shop: Shop) -> Path:
     return context
 
 
-def edit(shop: Shop, model: Model | None, edits: int, index: str) -> dict[str, tuple[float, float]]:
+def edit(shop: Shop, model: LockedModel | None, edits: int, index: str) -> dict[str, tuple[float, float]]:
     """Return each way's medians of seconds and of bytes sent; the ways take turns, and their first round is not counted."""
     rows: dict[str, list[tuple[float, float]]] = {}
     with ways(shop, model, index) as known:
@@ -282,7 +283,7 @@ def edit(shop: Shop, model: Model | None, edits: int, index: str) -> dict[str, t
     }
 
 
-def bake(shop: Shop, model: Model, rounds: int) -> dict[str, list[float]]:
+def bake(shop: Shop, model: LockedModel, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of every way in every round."""
     paths = [str(shop.shards / file.digest.hex) for file in model.files]
     context, number = dockerfile(shop, model), 0
@@ -322,7 +323,7 @@ def bake(shop: Shop, model: Model, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def memory(shop: Shop, model: Model) -> int:
+def memory(shop: Shop, model: LockedModel) -> int:
     """Return the most bytes that were resident while the model was baked."""
 
     def watched(command: Sequence[str]) -> float:
@@ -337,7 +338,7 @@ def memory(shop: Shop, model: Model) -> int:
     return int(_built(shop, model, watched))
 
 
-def _built(shop: Shop, model: Model, measure: Callable[[Sequence[str]], float]) -> float:
+def _built(shop: Shop, model: LockedModel, measure: Callable[[Sequence[str]], float]) -> float:
     """Measure the command that bakes the model into an image whose other layers are there."""
     out = shop.folder / "baked"
     shutil.copytree(shop.folder / "bare", out, copy_function=os.link)
@@ -347,7 +348,7 @@ def _built(shop: Shop, model: Model, measure: Callable[[Sequence[str]], float]) 
         shutil.rmtree(out)
 
 
-def show_bake(model: Model, found: dict[str, list[float]], resident: Sequence[int]) -> Iterable[tuple[str, float, float]]:
+def show_bake(model: LockedModel, found: dict[str, list[float]], resident: Sequence[int]) -> Iterable[tuple[str, float, float]]:
     """Print the table, and yield what has a target: its name, what was found, and the target."""
     size = sum(file.size for file in model.files)
     print(f"\n{size / GIB:.0f} GiB baked     seconds   GB/s  of sha256sum's")

@@ -1,5 +1,5 @@
-# Which pinned files an image reads: the lock's entries for a target, by the same keys as images/releases.py and images/lock.py.
-# An input that is not pinned is an error of the evaluation, with the command that pins it; whatever else is wrong, Python says.
+# Which pinned files an image reads: the lock's rows for a target, by the same keys as images/releases.py and images/lock.py.
+# `missing` has a sentence for each input that is not pinned; other errors end the evaluation, or are found by Python.
 { releases, lock }:
 { arch, release ? "", cuda ? "", model ? "" }:
 let
@@ -7,8 +7,6 @@ let
   cpu = arch == "cpu";
   named = field: got: entries: expected:
     if entries == [ ] then throw "${field}: got '${got}', expected one of ${concatStringsSep ", " (sort lessThan expected)}" else head entries;
-  pinned = what: wanted: entries:
-    if entries == [ ] then throw "${what}: not in the lock; pin it with `just lock ${wanted}`" else head entries;
 
   name = if release == "" then releases.default else release;
   chosen = named "release" name (filter (known: known.name == name) releases.releases) (map (known: known.name) releases.releases);
@@ -18,20 +16,24 @@ let
     (if cpu then releases.cpu else chosen // { inherit (build) base; })
   ]) (chosen.prebuilt ++ other ++ [ "cpu" ]);
 
-  arguments = "arch=${arch}" + (if cpu then "" else " release=${name} cuda=${build.cuda}");
   engine = if cpu then "cpu" else "fastdeploy";
   fits = wheel: wheel.release == name && wheel.cuda == build.cuda && elem arch wheel.architectures;
 
-  base = pinned "the base ${target.base}" arguments (filter (entry: entry.reference == target.base) lock.bases);
-  wheel = pinned "FastDeploy ${name} for ${concatStringsSep " and " other}" arguments (filter fits lock.wheels);
-  packages = pinned "the worker's packages for Python ${target.python} (engine ${engine})" arguments
-    (filter (entry: entry.engine == engine && entry.python == target.python) lock.packages);
-  baked = pinned "the model ${model}" "${arguments} model=${model}" (filter (entry: entry.repository == model) lock.models);
+  bases = filter (entry: entry.reference == target.base) lock.bases;
+  wheels = filter fits lock.wheels;
+  packages = filter (entry: entry.engine == engine && entry.python == target.python) lock.packages;
+  models = filter (entry: entry.repository == model) lock.models;
+  replaced = !cpu && !(elem arch chosen.prebuilt);
+  pinned = what: entries: if entries == [ ] then [ "${what}: not in the lock" ] else [ ];
 in
-# The base is referenced, so that nothing of it is fetched; but without it there is no image.
-builtins.seq base {
-  arguments = arguments + (if model == "" then "" else " model=${model}");
-  files = (if cpu || elem arch chosen.prebuilt then [ ] else [ wheel.file ])
-    ++ packages.wheels
-    ++ (if model == "" then [ ] else baked.files);
+{
+  arguments = "arch=${arch}" + (if cpu then "" else " release=${name} cuda=${build.cuda}") + (if model == "" then "" else " model=${model}");
+  # The base is referenced, so that nothing of it is fetched; but without it there is no image.
+  missing = pinned "the base ${target.base}" bases
+    ++ (if replaced then pinned "FastDeploy ${name} for ${concatStringsSep " and " other}" wheels else [ ])
+    ++ pinned "the worker's packages for Python ${target.python} (engine ${engine})" packages
+    ++ (if model == "" then [ ] else pinned "the model ${model}" models);
+  files = (if replaced then [ (head wheels).file ] else [ ])
+    ++ (head packages).wheels
+    ++ (if model == "" then [ ] else (head models).files);
 }

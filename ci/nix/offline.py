@@ -61,6 +61,7 @@ class Nix:
         return {
             **inherited,
             **{f"NIX_{name}_DIR": str(self.folder / place) for name, place in places.items()},
+            "PATH": f"{sys.prefix}/bin:{inherited.get('PATH', '')}",  # programs of the flake run with this Python
             "NIX_USER_CONF_FILES": "",
             "XDG_CACHE_HOME": str(self.folder / "cache"),
         }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from checkpoint import http_client
 from checkpoint.files import damage
 from checkpoint.hub import Hub, _explained, download, list_files
 from checkpoint.progress import Progress, duration_text, progress_text, size_text
@@ -33,9 +34,10 @@ from tests.twins.model_hub import Fault, ModelHub
 NAME = "org/Model-7B"
 SHARD = "model-00002-of-00003.safetensors"
 BIG_ROWS = 200_000
-"""Rows that make a file of 25.6 MB: the library hands on blocks of 10 MiB."""
+"""Rows that make a file of 25.6 MB."""
 
 BLOCK = 10 << 20
+"""Bytes after which a connection is cut, less than the file has."""
 
 
 def fetch(hub: ModelHub, cache: Path, *, name: str = NAME, revision: str = "", token: str = "") -> Path:
@@ -128,7 +130,10 @@ def test_a_connection_that_breaks_mid_file_goes_on_where_it_broke(hub: ModelHub,
     hub.faults["model.safetensors"] = Fault(drop_after=BLOCK + 1000)
     snapshot = fetch(hub, tmp_path / "hub")
     assert same_files(snapshot, model)
-    assert [request.range for request in hub.requests if request.path.startswith("/content/")] == ["", f"bytes={BLOCK}-"]
+    assert [request.range for request in hub.requests if request.path.startswith("/content/")] == [
+        "",
+        f"bytes={BLOCK + 1000}-",
+    ]
 
 
 def test_a_connection_that_is_reset_again_and_again_is_asked_for_the_rest_and_given_up_only_without_progress(
@@ -139,7 +144,7 @@ def test_a_connection_that_is_reset_again_and_again_is_asked_for_the_rest_and_gi
     hub.faults["model.safetensors"] = Fault(drop_after=0, reset=True, times=99)
     with pytest.raises(ModelUnavailable, match="cannot be reached"):
         fetch(hub, tmp_path / "hub")
-    assert caplog.text.count("asking for the rest from byte 0") == 2
+    assert caplog.text.count("asking for the rest from byte 0") == len(http_client.PAUSES)
     hub.faults["model.safetensors"] = Fault(drop_after=BLOCK + 1000, reset=True, times=2)
     assert same_files(fetch(hub, tmp_path / "hub"), model)
 
@@ -323,6 +328,8 @@ def test_an_address_that_answers_and_is_no_hub_is_told(tmp_path: Path, body: byt
     ("endpoint", "token", "expected"),
     [
         ("https://hub.example.com:port", "", "HF_ENDPOINT: got 'https://hub.example.com:port', expected the address of a hub"),
+        ("https://me:hf_hidden@hub.example.com/x", "", "HF_ENDPOINT: got 'https://hub.example.com/x' with a user name, expected none"),
+        ("ftp://me:hf_hidden@hub.example.com/x", "", "HF_ENDPOINT: got 'ftp://hub.example.com/x', expected the address of a hub"),
         ("http://127.0.0.999", "", "http://127.0.0.999 cannot be reached .*check the network, or HF_ENDPOINT"),
         ("http://127.0.0.1:9", "hf_hidden\nhf_other", "HF_TOKEN: got .*, expected printable ASCII"),
         ("http://127.0.0.1:9", "hf_hidden…", "HF_TOKEN: got .*, expected printable ASCII"),
@@ -394,8 +401,9 @@ def test_no_log_shows_the_token_or_the_addresses_of_contents(hub: ModelHub, mode
     assert "/content/" not in error
 
 
-def test_a_terminal_gets_a_bar(hub: ModelHub, model: Path, tmp_path: Path) -> None:
-    hub.add(NAME, model)
+def test_a_terminal_gets_one_line_that_is_rewritten_and_cleared(hub: ModelHub, tmp_path: Path) -> None:
+    hub.add(NAME, write_checkpoint(tmp_path / "model", shards=1, rows=BIG_ROWS))
+    hub.faults["model.safetensors"] = Fault(bytes_per_second=20_000_000)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = start(hub, tmp_path, stderr=theirs)
@@ -404,29 +412,39 @@ def test_a_terminal_gets_a_bar(hub: ModelHub, model: Path, tmp_path: Path) -> No
     assert process.stdout is not None
     process.stdout.close()
     said = b""
-    with contextlib.suppress(OSError):  # what a terminal answers once nobody writes to it
+    with contextlib.suppress(OSError):  # what a terminal answers after its last writer has closed it
         while block := os.read(ours, 65536):
             said += block
     os.close(ours)
-    assert b"weights: 100%" in said
+    lines = re.findall(rb"\r(weights: [^\r]*)\x1b\[K", said)
+    assert lines
+    assert all(re.fullmatch(rb"weights: \d+ [kM]?B of 26 MB \(\d+%\), .*(left|waiting)", line) for line in lines), lines
+    assert b"\r\x1b[KINFO checkpoint.hub: received 26 MB in" in said
 
 
-def test_the_log_tells_bytes_rate_and_time_left_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "checkpoint.progress")
-    with Progress(4_000_000_000, interval=0.05) as progress:
+def test_elsewhere_a_line_tells_bytes_rate_and_time_left_every_few_seconds() -> None:
+    lines: list[str] = []
+    with Progress(4_000_000_000, "weights", tell=lines.append, interval=0.1) as progress:
         progress.add(1_000_000_000, received=False)
         progress.add(500_000_000)
-        wait_until(lambda: len(caplog.messages) >= 2)
-    first, second, last = caplog.messages[0], caplog.messages[1], caplog.messages[-1]
-    assert first == "1.5 GB of 4.0 GB (38%), 10.0 GB/s, 0 s left"
-    assert second.endswith("0 B/s, waiting")
-    assert last.startswith("received 500 MB in 0 s")
+        wait_until(lambda: len(lines) >= 3)
+    assert re.fullmatch(r"weights: 1\.5 GB of 4\.0 GB \(38%\), [\d.]+ GB/s, \d s left", lines[0])
+    assert lines[-1].endswith("0 B/s, waiting"), "the rate is that of the last seconds"
+    assert re.fullmatch(r"500 MB in \d s, [\d.]+ [GM]B/s", progress.summary)
+
+
+def test_what_another_program_receives_is_measured() -> None:
+    lines: list[str] = []
+    with Progress(0, "copying", tell=lines.append, measure=lambda: 5_000_000, interval=0.01):
+        wait_until(lambda: bool(lines))
+    assert lines[0].startswith("copying: 5 MB, ")
 
 
 def test_numbers_are_written_for_people() -> None:
     assert [size_text(size) for size in (0, 999, 999_499, 1_500_000, 12_345_678_901)] == ["0 B", "999 B", "999 kB", "2 MB", "12.3 GB"]
     assert [duration_text(seconds) for seconds in (0.4, 59.4, 61, 3600)] == ["0 s", "59 s", "1 min 1 s", "60 min 0 s"]
     assert progress_text(250, 1000, 10) == "250 B of 1 kB (25%), 10 B/s, 1 min 15 s left"
+    assert progress_text(250, 0, 10) == "250 B, 10 B/s"
 
 
 def test_config_json_is_looked_at_before_any_large_file_is_fetched(hub: ModelHub, model: Path, tmp_path: Path) -> None:

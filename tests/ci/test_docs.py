@@ -330,7 +330,7 @@ def test_every_figure_of_the_metrics_is_explained_and_no_other() -> None:
     assert set(re.findall(r"`(worker_\w+)`", TEXTS["docs/operations.md"])) == offered
 
 
-@pytest.mark.parametrize(("page", "folders"), [("docs/images.md", ("images",)), ("docs/operations.md", ("handler",))])
+@pytest.mark.parametrize(("page", "folders"), [("docs/images.md", ("images", "checkpoint")), ("docs/operations.md", ("handler",))])
 def test_every_message_that_a_page_quotes_is_in_the_code(page: str, folders: tuple[str, ...]) -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
     rows = re.findall(r"^\| ([^|]*\"[^|]*) \|", TEXTS[page], re.MULTILINE)

@@ -7,7 +7,7 @@ import os
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from images.entries import Entry, text_entry
+from images.entries import LayerEntry, data_entry
 
 SETTINGS = settings(
     max_examples=int(os.environ.get("LAW_EXAMPLES", "100")),
@@ -38,9 +38,9 @@ def file_sets(draw: st.DrawFn, max_size: int = 8) -> dict[str, bytes]:
     return found
 
 
-def entries_of(files: dict[str, bytes], executable: frozenset[str] = frozenset()) -> list[Entry]:
-    made = {path: text_entry(path, data) for path, data in files.items()}
+def entries_of(files: dict[str, bytes], executable: frozenset[str] = frozenset()) -> list[LayerEntry]:
+    made = {path: data_entry(path, data) for path, data in files.items()}
     return [
-        Entry(path=entry.path, size=entry.size, executable=path in executable, digest=entry.digest, open=entry.open)
+        LayerEntry(path=entry.path, size=entry.size, executable=path in executable, digest=entry.digest, open=entry.open)
         for path, entry in made.items()
     ]

@@ -12,13 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-__all__ = ["Fault", "FaultyRegistry"]
+__all__ = ["FaultyRegistry", "RegistryFault"]
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
 @dataclass(slots=True, kw_only=True)
-class Fault:
+class RegistryFault:
     """What befalls the next `times` requests whose method is of this pattern, and in whose path that pattern is found."""
 
     method: str
@@ -38,7 +38,7 @@ class Fault:
 class FaultyRegistry:
     """The proxy while it is entered; with an `account` (name, password) it wants a token, which that account gets."""
 
-    def __init__(self, upstream: str, *faults: Fault, account: tuple[str, str] | None = None) -> None:
+    def __init__(self, upstream: str, *faults: RegistryFault, account: tuple[str, str] | None = None) -> None:
         self.upstream, self.faults, self.account = upstream, list(faults), account
         self.uploaded: dict[str, int] = {}
         """Bytes of the bodies of uploads, by path without query."""
@@ -66,7 +66,7 @@ class FaultyRegistry:
         """Bytes of all uploads' bodies."""
         return sum(self.uploaded.values())
 
-    def fault(self, method: str, path: str) -> Fault | None:
+    def fault(self, method: str, path: str) -> RegistryFault | None:
         """Return the fault that is due for a request, if one is."""
         with self.lock:
             for fault in self.faults:
@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         proxy.tokens += 1
         self._reply(200, json.dumps({"token": "good"}).encode(), [("Content-Type", "application/json")])
 
-    def _pass_on(self, fault: Fault | None) -> None:
+    def _pass_on(self, fault: RegistryFault | None) -> None:
         names = {name for name in self.headers if name.lower() not in {*_HOP, "authorization"}}
         headers = {name: ", ".join(self.headers.get_all(name, [])) for name in names}
         has_body = self.command in ("PATCH", "PUT", "POST")
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
         self._reply(answer.status, body, kept, answer.headers.get("Content-Length") if self.command == "HEAD" else None)
 
-    def _body(self, fault: Fault | None) -> Iterator[bytes]:
+    def _body(self, fault: RegistryFault | None) -> Iterator[bytes]:
         """Yield the request's body, counted; it is cut where the fault says so."""
         proxy, count = self.server.proxy, 0
         path = self.path.partition("?")[0]

@@ -14,7 +14,7 @@ from ci.hosts.shared import Hosts
 from tests import ROOT
 from tests.twins.vendor.vendor import MODEL, Vendor
 
-__all__ = ["ARCHITECTURES", "ROOT", "Image", "Made", "command", "make_all", "seed_lock", "succeed"]
+__all__ = ["ARCHITECTURES", "ROOT", "BuiltImage", "Made", "command", "make_all", "seed_lock", "succeed"]
 
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "cpu")
 _PACKAGES = ROOT / "dist" / "ci-packages.lock.json"
@@ -22,7 +22,7 @@ _PACKAGES = ROOT / "dist" / "ci-packages.lock.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class BuiltImage:
     """One image: the digest that the build printed, where it was pushed to, and the digest that the push printed."""
 
     digest: str
@@ -36,9 +36,9 @@ class Made:
 
     releases: Path
     lock: Path
-    images: dict[str, Image]
+    images: dict[str, BuiltImage]
 
-    def image(self, architecture: str, *, baked: bool) -> Image:
+    def image(self, architecture: str, *, baked: bool) -> BuiltImage:
         """Return one."""
         return self.images[_name(architecture, baked=baked)]
 
@@ -71,11 +71,11 @@ def make_all(hosts: Hosts, vendor: Vendor) -> Made:
         if not note.exists():
             images = _make(hosts, vendor, folder)
             note.write_text(json.dumps({name: asdict(image) for name, image in images.items()}), encoding="utf-8")
-    images = {name: Image(**image) for name, image in json.loads(note.read_text(encoding="utf-8")).items()}
+    images = {name: BuiltImage(**image) for name, image in json.loads(note.read_text(encoding="utf-8")).items()}
     return Made(releases=folder / "releases.toml", lock=folder / "lock.json", images=images)
 
 
-def _make(hosts: Hosts, vendor: Vendor, folder: Path) -> dict[str, Image]:
+def _make(hosts: Hosts, vendor: Vendor, folder: Path) -> dict[str, BuiltImage]:
     lock, releases = folder / "lock.json", folder / "releases.toml"
     releases.write_bytes(vendor.releases.read_bytes())
     seed_lock(lock)
@@ -92,7 +92,7 @@ def _make(hosts: Hosts, vendor: Vendor, folder: Path) -> dict[str, Image]:
             words = [f"arch={architecture}", f"out={out}", *tables, *([f"model={MODEL}"] if baked else [])]
             reference = f"{hosts.registry}/me/worker:{name}"
             done = succeed("fetch,build,push", *words, f"to={reference}", **vendor.hub.environment())
-            images[name] = Image(digest=done[-2], reference=reference, pushed=done[-1])
+            images[name] = BuiltImage(digest=done[-2], reference=reference, pushed=done[-1])
     return images
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ci.hosts.shared import Hosts
 from images.digest import Digest
-from images.image import NewLayer, Settings, append
-from images.layout import Layout
-from images.lock import Base, Blob, layers_of
+from images.image import ContainerConfig, NewLayer, append
+from images.layout import OciLayout
+from images.lock_entries import Base, Blob, layers_of
 from images.push import Pushable, read_pushable
-from images.registry import Reference, Repository
+from images.registry import ImageReference, RegistryRepository
 from tests.twins.vendor.builds import tar_of
 
 __all__ = ["base_of", "small_image"]
@@ -18,7 +18,7 @@ __all__ = ["base_of", "small_image"]
 
 def base_of(hosts: Hosts) -> Base:
     """Return the lock's entry of CI's base as the registry has it."""
-    repository = Repository(Reference.parse(hosts.base))
+    repository = RegistryRepository(ImageReference.parse(hosts.base))
     manifest = repository.manifest(repository.reference.tag)
     config = repository.small_blob(Digest.parse(manifest.parsed()["config"]["digest"]))
     blobs = Blob(digest=manifest.digest, text=manifest.data.decode()), Blob(digest=Digest.of(config), text=config.decode())
@@ -27,9 +27,9 @@ def base_of(hosts: Hosts) -> Base:
 
 def small_image(base: Base, folder: Path, *contents: bytes) -> Pushable:
     """Build an image with one layer for each content, which is that of a file /layer-NUMBER."""
-    layout, layers = Layout(folder), []
+    layout, layers = OciLayout(folder), []
     labels = {"org.opencontainers.image.base.name": base.reference, "org.opencontainers.image.base.digest": str(base.manifest.digest)}
-    settings = Settings(entrypoint=["/usr/bin/python3"], directory="/", environment={}, labels=labels)
+    settings = ContainerConfig(entrypoint=["/usr/bin/python3"], directory="/", environment={}, labels=labels)
     with layout.prepared():
         for number, content in enumerate(contents):
             tar = tar_of(folder.with_name(f"{folder.name}.tar"), {f"layer-{number}": content})

@@ -15,23 +15,11 @@ from pathlib import Path
 
 from images.build import build_image
 from images.cache import Cache
-from images.contents import ImagePlan, Order, plan_image
+from images.contents import ImagePlan, ImageSpec, plan_image
 from images.digest import Digest, canonical_json
-from images.layout import Layout
-from images.lock import (
-    Base,
-    Blob,
-    EngineWheel,
-    File,
-    Lock,
-    Model,
-    ModelFile,
-    Packages,
-    Replaced,
-    layers_of,
-    requirements_digest,
-    write_lock,
-)
+from images.layout import OciLayout
+from images.lock import Lock, requirements_digest, write_lock
+from images.lock_entries import Base, Blob, EngineWheel, File, LockedModel, ModelFile, Packages, Replaced, layers_of
 from images.releases import Releases, Target, read_releases
 
 SITE = "usr/local/lib/python3.10/dist-packages"
@@ -135,7 +123,7 @@ class World:
     def file(self, name: str, data: bytes) -> File:
         return File(name=name, size=len(data), digest=self.keep(data))
 
-    def having(self, *entries: Base | EngineWheel | Packages | Model) -> None:
+    def having(self, *entries: Base | EngineWheel | Packages | LockedModel) -> None:
         self.lock = self.lock.having(*entries)
         write_lock(self.lock_file, self.lock)
 
@@ -143,12 +131,12 @@ class World:
         return self.releases.target(architecture)
 
     def plan(self, architecture: str = "cpu", model: str = "", quantization: str = "") -> ImagePlan:
-        order = Order(target=self.target(architecture), model=model, quantization=quantization, commit="c0ffee")
+        order = ImageSpec(target=self.target(architecture), model=model, quantization=quantization, commit="c0ffee")
         return plan_image(order, self.releases, self.lock, self.cache, tree=self.handler.parent)
 
     def build(self, out: str = "out", architecture: str = "cpu", model: str = "", quantization: str = "") -> tuple[Path, Digest]:
         folder = self.root / out
-        return folder, build_image(self.plan(architecture, model, quantization), Layout(folder), self.cache)
+        return folder, build_image(self.plan(architecture, model, quantization), OciLayout(folder), self.cache)
 
 
 def make_world(root: Path) -> World:
@@ -190,7 +178,7 @@ def make_world(root: Path) -> World:
             Packages(engine=target.engine, python=target.python, requirements=requirements_digest(target), wheels=tuple(wheels))
             for target in (cpu, gpu)
         ),
-        Model(
+        LockedModel(
             repository="org/name",
             revision="main",
             commit="0123456789abcdef0123456789abcdef01234567",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from images.apply import lay
+from images.apply import apply_layer
 from images.build_errors import DigestMismatch, UnsafePath
 from images.digest import Digest
-from images.entries import Entry, folder, hidden, opaque, text_entry
+from images.entries import LayerEntry, data_entry, folder, opaque_whiteout, whiteout
 
 
 def system(root: Path, files: Mapping[str, bytes]) -> Path:
@@ -30,24 +30,24 @@ def files_of(root: Path) -> dict[str, bytes]:
 def test_marks_remove_what_stood_there_and_nothing_else(tmp_path: Path) -> None:
     root = system(tmp_path, {"site/old/a": b"1", "site/old/deep/b": b"2", "site/other/c": b"3", "bin/tool": b"4", "bin/more": b"5"})
     (root / "site/old/link").symlink_to(root / "site/other")
-    lay([folder("site/old"), opaque("site/old"), hidden("bin/tool"), text_entry("site/old/new", b"6")], root)
+    apply_layer([folder("site/old"), opaque_whiteout("site/old"), whiteout("bin/tool"), data_entry("site/old/new", b"6")], root)
     assert files_of(root) == {"site/old/new": b"6", "site/other/c": b"3", "bin/more": b"5"}
 
 
 def test_modes_are_those_of_a_layer_whatever_the_umask(tmp_path: Path) -> None:
-    lay([folder("a"), text_entry("a/plain", b""), replace(text_entry("a/tool", b""), executable=True)], tmp_path)
+    apply_layer([folder("a"), data_entry("a/plain", b""), replace(data_entry("a/tool", b""), executable=True)], tmp_path)
     assert [oct(tmp_path.joinpath(name).stat().st_mode & 0o7777) for name in ("a", "a/plain", "a/tool")] == ["0o755", "0o644", "0o755"]
 
 
 def test_other_bytes_than_the_pinned_ones_are_refused_by_name(tmp_path: Path) -> None:
-    entry = replace(text_entry("a/b", b"got"), digest=Digest.of(b"wanted"), source="some.whl")
+    entry = replace(data_entry("a/b", b"got"), digest=Digest.of(b"wanted"), source="some.whl")
     with pytest.raises(DigestMismatch, match=r"some\.whl: a/b"):
-        lay([entry], tmp_path)
+        apply_layer([entry], tmp_path)
 
 
 @pytest.mark.parametrize("paths", [("a/b", "a/b"), ("a", "a/b"), ("a/B", "a/b")], ids=["twice", "a file's file", "case"])
 def test_what_may_not_stand_in_a_layer_is_not_laid(paths: tuple[str, str], tmp_path: Path) -> None:
-    entries: list[Entry] = [text_entry(path, b"") for path in paths]
+    entries: list[LayerEntry] = [data_entry(path, b"") for path in paths]
     with pytest.raises(UnsafePath):
-        lay(entries, tmp_path)
+        apply_layer(entries, tmp_path)
     assert files_of(tmp_path) == {}

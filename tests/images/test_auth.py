@@ -19,7 +19,7 @@ from images.auth import AuthFile
 from images.build_errors import BadSource, Unreachable
 from images.digest import Digest
 from images.push import push
-from images.registry import Reference, Repository
+from images.registry import ImageReference, RegistryRepository
 from tests.images.faulty import FaultyRegistry
 from tests.images.small import base_of, small_image
 
@@ -68,19 +68,19 @@ def test_whoever_has_logged_in_can_push(login: list[str], home: Path, hosts: Hos
         environment = {**os.environ, **hosts.docker.environment(), "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")}
         environment.pop("DOCKER_CONFIG", None)
         subprocess.run(command, input=ACCOUNT[1], text=True, check=True, capture_output=True, env=environment)
-        to = Reference.parse(f"{proxy.address}/test/{uuid.uuid4().hex[:12]}:latest")
+        to = ImageReference.parse(f"{proxy.address}/test/{uuid.uuid4().hex[:12]}:latest")
         assert push(image, to) == image.digest
 
 
 def test_who_has_no_account_is_told_what_the_registry_says(home: Path, hosts: Hosts, tmp_path: Path) -> None:
     image = small_image(base_of(hosts), tmp_path / "image", b"private")
     with FaultyRegistry(hosts.registry, account=ACCOUNT) as proxy, pytest.raises(Unreachable, match="unauthorized"):
-        push(image, Reference.parse(f"{proxy.address}/test/nobody:latest"))
+        push(image, ImageReference.parse(f"{proxy.address}/test/nobody:latest"))
 
 
 def test_a_credential_helper_is_asked(home: Path, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultyRegistry(hosts.registry, account=ACCOUNT) as proxy:
-        to = Reference.parse(f"{proxy.address}/test/{uuid.uuid4().hex[:12]}:latest")
+        to = ImageReference.parse(f"{proxy.address}/test/{uuid.uuid4().hex[:12]}:latest")
         install_helper(tmp_path / "bin", "mine", proxy.address, monkeypatch)
         keep(home / ".docker/config.json", credHelpers={proxy.address: "mine"})
         image = small_image(base_of(hosts), tmp_path / "image", b"private")
@@ -140,7 +140,7 @@ def test_a_helper_that_knows_nothing_leaves_it_to_the_next_file(home: Path, tmp_
     [
         (
             {"credHelpers": {"one.example": "not-installed"}},
-            r"config\.json: credHelpers: one\.example: docker-credential-not-installed cannot be",
+            r"config\.json: credHelpers: one\.example: docker-credential-not-installed fails",
         ),
         ({"auths": ["one.example"]}, r"config\.json: cannot be read as an auth file"),
         ({"auths": {"one.example": "word"}}, r"config\.json: cannot be read as an auth file"),
@@ -153,17 +153,25 @@ def test_a_file_that_cannot_be_followed_is_named(told: dict[str, object], compla
         AuthFile.find(os.environ).basic("one.example")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\\xff"], ids=["deep", "cut short", "no JSON"])
+def test_a_file_that_is_no_json_is_named(text: str, home: Path) -> None:
+    (home / ".docker").mkdir()
+    (home / ".docker" / "config.json").write_text(text)
+    with pytest.raises(BadSource, match=r"config\.json: cannot be read as an auth file"):
+        AuthFile.find(os.environ).basic("one.example")
+
+
 def test_no_file_is_read_before_a_registry_asks_for_an_account(home: Path, hosts: Hosts) -> None:
     keep(home / ".docker/config.json", auths=["damaged"])
-    base = Reference.parse(hosts.base)
-    assert Repository(base, AuthFile.find(os.environ)).manifest(base.tag).data
+    base = ImageReference.parse(hosts.base)
+    assert RegistryRepository(base, AuthFile.find(os.environ)).manifest(base.tag).data
 
 
 def test_threads_that_are_refused_together_ask_for_one_token(home: Path, hosts: Hosts) -> None:
     keep(home / ".docker/config.json", auths={})
     with FaultyRegistry(hosts.registry, account=ACCOUNT) as proxy:
         keep(home / ".docker/config.json", auths={proxy.address: {"auth": KNOWN}})
-        repository = Repository(Reference.parse(f"{proxy.address}/ci/base"), AuthFile.find(os.environ))
+        repository = RegistryRepository(ImageReference.parse(f"{proxy.address}/ci/base"), AuthFile.find(os.environ))
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(lambda number: repository.has(Digest.of(b"%d" % number)), range(32))) == [False] * 32
         assert proxy.tokens == 1
@@ -190,7 +198,7 @@ def test_an_upload_never_goes_to_another_host(home: Path) -> None:
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         with pytest.raises(Unreachable, match=r"uploads go to http://localhost:\d+, expected http://127\.0\.0\.1:\d+"):
-            Repository(Reference.parse(f"127.0.0.1:{server.server_port}/a/b")).put_blob(Digest.of(b"x"), b"x")
+            RegistryRepository(ImageReference.parse(f"127.0.0.1:{server.server_port}/a/b")).put_blob(Digest.of(b"x"), b"x")
     finally:
         server.shutdown()
         server.server_close()

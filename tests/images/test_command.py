@@ -50,7 +50,7 @@ def test_the_first_command_that_fails_is_the_last(world: World, tmp_path: Path) 
     words = [f"lock={world.lock_file}", f"cache={tmp_path / 'cache'}", "arch=sm89", f"out={tmp_path / 'out'}"]
     done = run(world, "build,push", *words, "to=127.0.0.1:1/a/b:c")
     assert done.returncode == 1
-    assert "bring it with" in done.stderr
+    assert "fetch it with" in done.stderr
     assert "127.0.0.1" not in done.stderr
 
 
@@ -70,12 +70,16 @@ def test_the_first_command_that_fails_is_the_last(world: World, tmp_path: Path) 
         (
             ["build", "arch=sm89", "model=org/none", "lock={lock}"],
             1,
-            "pin it with `just lock arch=sm89 release=2.3.0 cuda=12.6 model=org/none`",
+            "pin with `ci/just lock arch=sm89 lock={lock} model=org/none`",
         ),
-        (["build", "arch=sm80"], 1, "pin it with `just lock arch=sm80 release=2.3.0 cuda=12.6`"),
-        (["build", "arch=cpu", "lock=/nonexistent"], 1, "error: /nonexistent: cannot be read"),
-        (["build", "arch=cpu", "lock={lock}", "cache=/nonexistent"], 1, "bring it with `python -m images fetch arch=cpu`"),
-        (["verify", "/nonexistent"], 1, "oci-layout: cannot be read"),
+        (["build", "arch=sm80"], 1, "pin with `ci/just lock arch=sm80`"),
+        (["build", "arch=cpu", "lock=/nonexistent"], 1, "pin with `ci/just lock arch=cpu lock=/nonexistent`"),
+        (
+            ["build", "arch=cpu", "lock={lock}", "cache=/nonexistent"],
+            1,
+            "fetch it with `python -m images fetch arch=cpu lock={lock} cache=/nonexistent`",
+        ),
+        (["verify", "/nonexistent"], 1, "/nonexistent: no such folder; expected an OCI layout, which `ci/just build-image` writes"),
     ],
 )
 def test_what_cannot_be_done_ends_with_a_sentence_and_a_code(
@@ -84,7 +88,7 @@ def test_what_cannot_be_done_ends_with_a_sentence_and_a_code(
     out = [f"out={tmp_path / 'out'}"] if words[:1] == ["build"] else []
     done = run(world, *(word.format(lock=world.lock_file) for word in words), *out)
     assert (done.returncode, done.stdout if code == 1 else "") == (code, "")
-    assert complaint in done.stderr
+    assert complaint.format(lock=world.lock_file) in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path).rglob("index.json")), "nothing half-done is left behind"
 

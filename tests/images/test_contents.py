@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tarfile
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 
 from handler.settings import read_settings
 from images import contents
+from images.build import build_image
 from images.build_errors import BadSource, Missing, TooLarge, UnknownChoice, Unlocked, UnsafePath
+from images.contents import ImageSpec, check_spec, plan_image
 from images.digest import Digest
 from images.gpu_types import read_gpu_types
-from images.lock import Model, ModelFile, Packages
+from images.layout import OciLayout
+from images.lock_entries import LockedModel, ModelFile, Packages
 from images.model_layers import LARGE, groups, model_entries
 from images.releases import read_releases
 from images.tar import tar_size, write_tar
@@ -73,7 +77,7 @@ def test_layers_are_disjoint_and_their_union_is_the_input(world: World, architec
 def test_a_models_files_share_layers_evenly_and_each_has_its_place(sizes: list[int]) -> None:
     files = tuple(ModelFile(path=f"shard-{number:03}", size=size, digest=Digest.of(b"")) for number, size in enumerate(sizes))
     files += (ModelFile(path="config.json", size=10, digest=Digest.of(b"")),)
-    model = Model(repository="org/name", revision="main", commit=COMMIT, files=files)
+    model = LockedModel(repository="org/name", revision="main", commit=COMMIT, files=files)
     parts = groups(model)
     assert sorted(file.path for part in parts for file in part) == sorted(file.path for file in files)
     assert all(len(part) == 1 for part in parts if any(file.size >= LARGE for file in part))
@@ -106,6 +110,43 @@ def test_the_workers_files_share_small_layers_by_their_names_alone(
     inside = [[entry.path for entry in part if entry.open is not None] for part in parts]
     assert [path for part in inside for path in part] == [entry.path for entry in entries]
     assert all(len(part) <= TOGETHER for part in inside)
+
+
+@pytest.mark.parametrize("place", ["handler/secret.py", "handler/folder", "checkpoint"])
+def test_a_symbolic_link_is_not_followed_into_the_image(world: World, tmp_path: Path, place: str) -> None:
+    """Its target may be a file of the builder's own machine, such as one with a key."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "key.json").write_text('{"key": "value"}')
+    target = tmp_path / "elsewhere" / "key.json" if place.endswith(".py") else tmp_path / "elsewhere"
+    link = world.handler.parent / place
+    link.symlink_to(target)
+    try:
+        with pytest.raises(UnsafePath, match=f"{place}: a symbolic link, expected files and folders"):
+            worker_entries("cpu", world.handler.parent)
+    finally:
+        link.unlink()
+
+
+def test_an_editors_lock_on_a_file_is_no_file_of_the_worker(world: World) -> None:
+    link = world.handler / ".#job.py"
+    link.symlink_to("somebody@host.1234")
+    try:
+        assert not [entry.path for entry in worker_entries("cpu", world.handler.parent) if "#" in entry.path]
+    finally:
+        link.unlink()
+
+
+def test_a_file_that_cannot_be_read_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path.name == "part3.py":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(BadSource, match=r"part3\.py: cannot be read \(Input/output error\)"):
+        worker_entries("cpu", world.handler.parent)
 
 
 def test_an_edit_of_the_worker_changes_one_layer_of_less_than_100_kb(world: World) -> None:
@@ -186,6 +227,27 @@ def test_what_does_not_go_together_is_refused(world: World, architecture: str, m
         world.plan(architecture, model, quantization)
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"user": "1000:"}, "user: got '1000:', expected a number or a name of the image"),
+        ({"user": "a b"}, "user: got 'a b'"),
+        ({"user": "root\nENV=1"}, "user: got "),
+        ({"revision": "main"}, "revision: got 'main' without a model"),
+    ],
+)
+def test_a_user_or_a_revision_that_cannot_be_is_refused(world: World, changes: dict[str, str], complaint: str) -> None:
+    with pytest.raises(UnknownChoice, match=complaint):
+        check_spec(ImageSpec(target=world.target("cpu"), **changes))
+
+
+def test_the_user_of_a_container_is_the_bases_unless_one_is_named(world: World) -> None:
+    assert "User" not in config_of(world.build()[0])["config"]
+    plan = plan_image(ImageSpec(target=world.target("cpu"), user="1000:1000"), world.releases, world.lock, world.cache)
+    build_image(plan, OciLayout(world.root / "with-user"), world.cache)
+    assert config_of(world.root / "with-user")["config"]["User"] == "1000:1000"
+
+
 def test_a_missing_input_is_named_with_the_command_that_brings_it(world: World) -> None:
     digest = world.lock.model("org/name").files[1].digest
     world.cache.path(digest).unlink()
@@ -197,13 +259,13 @@ def test_a_missing_input_is_named_with_the_command_that_brings_it(world: World) 
 
 
 def test_a_model_that_is_not_pinned_stops_the_plan(world: World) -> None:
-    with pytest.raises(Unlocked, match=r"the model org/other: .*just lock arch=cpu model=org/other"):
+    with pytest.raises(Unlocked, match=r"the model org/other: .*ci/just lock arch=cpu model=org/other"):
         world.plan("cpu", "org/other")
 
 
 def test_a_base_without_the_old_build_is_refused_where_it_is_to_be_replaced(world: World) -> None:
     world.having(base(world.target("sm89").base))
-    with pytest.raises(BadSource, match=r"got no FastDeploy in /usr/local/lib/python3.10/dist-packages"):
+    with pytest.raises(BadSource, match=r"no FastDeploy in /usr/local/lib/python3.10/dist-packages"):
         world.plan("sm89")
 
 
@@ -222,16 +284,22 @@ def test_a_base_for_another_platform_is_refused(world: World) -> None:
         world.build()
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/x", "a//b", ".wh.x"])
-def test_a_models_path_that_leaves_its_folder_is_refused(path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a//b", "a\\b", "a/./b"])
+def test_the_lock_holds_no_path_that_leaves_its_folder(path: str) -> None:
+    with pytest.raises(ValueError, match="path: got "):
+        ModelFile(path=path, size=1, digest=Digest.of(b"x"))
+
+
+@pytest.mark.parametrize("path", [".wh.x", "a\u202etxt.json", "a\u200bb", "a\nb", "a\u2028b"])
+def test_a_models_path_that_hides_files_or_looks_like_another_is_refused(path: str, tmp_path: Path) -> None:
     file = ModelFile(path=path, size=1, digest=Digest.of(b"x"))
-    model = Model(repository="org/name", revision="main", commit=COMMIT, files=(file,))
+    model = LockedModel(repository="org/name", revision="main", commit=COMMIT, files=(file,))
     with pytest.raises(UnsafePath, match="org/name at 0123456789ab: got the path"):
         write_tar(model_entries(model, model.files, lambda _: tmp_path), len, "model")
 
 
 def test_a_model_without_a_config_is_refused() -> None:
-    model = Model(repository="org/name", revision="main", commit=COMMIT, files=())
+    model = LockedModel(repository="org/name", revision="main", commit=COMMIT, files=())
     with pytest.raises(BadSource, match=r"got no config.json"):
         groups(model)
 

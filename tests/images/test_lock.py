@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 
 from images.build_errors import InvalidFile, Unlocked
 from images.digest import Digest
-from images.lock import LOCK, EngineWheel, File, Lock, Model, ModelFile, Packages, Replaced, read_lock, requirements_digest, write_lock
+from images.lock import LOCK, Lock, read_lock, requirements_digest, write_lock
+from images.lock_entries import EngineWheel, File, LockedModel, ModelFile, Packages, Replaced
 from images.releases import read_releases
 from tests.images.entry_strategies import SETTINGS
 from tests.images.small_world import base, make_world
 
 DIGESTS = st.binary(max_size=4).map(Digest.of)
-NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
-FILES = st.builds(File, name=NAMES, size=st.integers(0, 10**12), digest=DIGESTS, url=st.just("") | NAMES)
+NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
+FILES = st.builds(
+    File, name=NAMES, size=st.integers(0, 10**12), digest=DIGESTS, url=st.just("") | NAMES.map("https://host.example/{}".format)
+)
 MIRRORS = st.lists(NAMES.map(lambda name: f"registry.example:5000/{name}"), max_size=2).map(tuple)
 COMMITS = st.integers(0, 16**40 - 1).map(lambda number: f"{number:040x}")
 BASES = st.builds(
@@ -52,7 +55,7 @@ LOCKS = st.builds(
     ).map(tuple),
     models=st.lists(
         st.builds(
-            Model,
+            LockedModel,
             repository=NAMES.map(lambda name: f"org/{name}"),
             revision=st.sampled_from(["main", "v1.0", "feature/x"]),
             commit=COMMITS,
@@ -136,6 +139,65 @@ def test_every_problem_is_found_before_the_first_is_reported(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (
+            ("wheels", 0, "file", "url"),
+            "file:///etc/passwd",
+            r"wheels\[0\]\.file\.url: got 'file:///etc/passwd', expected an address of http",
+        ),
+        (
+            ("wheels", 0, "file", "url"),
+            "https://me:hidden@index.example/x.whl",
+            r"url: got .*, expected an address of http or https without",
+        ),
+        (("wheels", 0, "file", "name"), "../../x.whl", r"name: got '\.\./\.\./x\.whl', expected the name of a file"),
+        (
+            ("models", 0, "files", 0, "path"),
+            "../../etc/passwd",
+            r"models\[0\]\.files\[0\]\.path: got '\.\./\.\./etc/passwd', expected a relative",
+        ),
+        (("models", 0, "repository"), "../..", r"repository: got '\.\./\.\.', expected org/name"),
+        (("models", 0, "revision"), "../../main", r"revision: got '\.\./\.\./main', expected a branch"),
+        (("models", 0, "commit"), "../../main", r"commit: got '\.\./\.\./main', expected 40"),
+        (
+            ("models", 0, "mirrors"),
+            ["registry.example/../../x"],
+            r"mirrors: got 'registry\.example/\.\./\.\./x', expected registry/repository",
+        ),
+        (("packages", 0, "python"), "../3.10", r"python: got '\.\./3\.10', expected a version"),
+        (
+            ("bases", 0, "reference"),
+            "registry.example/../../x:1",
+            r"base: got 'registry\.example/\.\./\.\./x:1', expected registry/repository:tag",
+        ),
+        (("bases", 0, "reference"), "file:///x:1", r"base: got 'file:///x:1', expected registry/repository:tag"),
+    ],
+)
+def test_no_row_names_a_path_or_an_address_outside_of_where_it_belongs(
+    place: tuple[Any, ...], value: Any, complaint: str, tmp_path: Path
+) -> None:
+    text = json.loads(make_world(tmp_path).lock.text())
+    holder = text
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    with pytest.raises(InvalidFile, match=complaint):
+        Lock.parse(json.dumps(text))
+
+
+def test_a_lock_that_is_nested_too_deeply_is_one_sentence(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, '{"version": 1, "bases": ' + "[" * 100_000):
+        path = tmp_path / "lock.json"
+        path.write_text(text)
+        with pytest.raises(
+            InvalidFile,
+            match=r"lock\.json: cannot be read as JSON \(JSON nested too deeply\); remove the file and run `ci/just lock` again",
+        ):
+            read_lock(path)
+
+
 def test_a_base_whose_text_was_changed_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     value = json.loads(world.lock.text())
@@ -144,17 +206,22 @@ def test_a_base_whose_text_was_changed_is_refused(tmp_path: Path) -> None:
         Lock.parse(json.dumps(value))
 
 
-def test_what_is_not_pinned_stops_with_the_command_that_pins_it(tmp_path: Path) -> None:
-    target = read_releases().target("sm89")
-    with pytest.raises(Unlocked, match=r"just lock arch=sm89 release=2.3.0 cuda=12.6`$"):
-        Lock().base(target)
-    with pytest.raises(Unlocked, match=r"FastDeploy 2.3.0 for sm86 and sm89: .* `just lock arch=sm89"):
-        Lock().wheel(target)
-    with pytest.raises(Unlocked, match=r"just lock arch=sm89 release=2.3.0 cuda=12.6 model=org/name"):
-        Lock().model("org/name", target.arguments)
-    world = make_world(tmp_path)
-    with pytest.raises(Unlocked, match=r"locked from requirements sha256:.*, which are now sha256:.*; pin them again with `just lock"):
-        world.lock.packages_for(target, Digest.of(b"other requirements"))
+def test_what_is_not_pinned_is_named_with_the_command_that_pins_it(tmp_path: Path) -> None:
+    target, now = read_releases().target("sm89"), Digest.of(b"requirements")
+    with pytest.raises(Unlocked) as raised:
+        Lock().pinned(target, now, "org/name")
+    said = str(raised.value)
+    assert said.startswith(f"the base {target.base}: not in the lock; FastDeploy 2.3.0 for sm86 and sm89: not in the lock; the worker's")
+    assert said.endswith("the model org/name: not in the lock; pin with `ci/just lock arch=sm89 release=2.3.0 cuda=12.6 model=org/name`")
+    with pytest.raises(Unlocked, match=r"pin with `ci/just lock arch=sm89 lock=mine.json`$"):
+        Lock().pinned(target, now, words="arch=sm89 lock=mine.json")
+    lock = make_world(tmp_path).lock
+    with pytest.raises(Unlocked, match=r"^the worker's packages .*: locked from requirements sha256:.*, which are now sha256:.*; pin with"):
+        lock.pinned(target, now)
+    with pytest.raises(Unlocked, match=r"^the model org/name: locked at revision main, expected v2; pin with"):
+        lock.pinned(target, requirements_digest(target), "org/name", "v2")
+    found = lock.pinned(target, requirements_digest(target), "org/name", "main")
+    assert found.entries == (lock.base(target), lock.wheels[0], found.packages, lock.models[0])
 
 
 def test_the_lock_that_is_shipped_is_canonical_and_invents_nothing() -> None:

@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +20,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ci.hosts.servers import free_port
 from ci.hosts.shared import Hosts
 from ci.nix.offline import Nix, NixFailed
 from images.cache import CACHE
 from images.releases import read_releases
-from images.worker_layers import PACKAGES
 from tests.images.made import ARCHITECTURES, ROOT, Made, command
 from tests.twins.vendor.index import WheelIndex
 from tests.twins.vendor.vendor import MODEL, Vendor
@@ -80,12 +83,9 @@ def flake(made: Made, hosts: Hosts) -> Flake:
 
 
 def copy_tree(folder: Path) -> None:
-    """Copy what the flake reads, without what a repository leaves out."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in (*PACKAGES["cpu"], "images", "ci/nix"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("flake.nix", "flake.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
+    """Copy the tree, without what a repository leaves out."""
+    ignored = shutil.ignore_patterns(".git", ".venv*", "dist", "htmlcov", ".*_cache", ".hypothesis", ".coverage*", "result*", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=ignored)
 
 
 def digests(lock: dict[str, Any]) -> Iterator[str]:
@@ -123,14 +123,66 @@ def test_building_again_and_under_other_circumstances_agrees(flake: Flake) -> No
     flake.build("checks.x86_64-linux.digest")
 
 
-def test_every_output_of_a_locked_tree_can_be_evaluated(flake: Flake) -> None:
-    flake.nix("flake", "check", "--no-build", "path:.")
+SYSTEMS = {"x86_64-linux", "aarch64-linux", "x86_64-darwin", "aarch64-darwin"}
+TOOLS = {"default", "run", "serve", "plan", "deploy"}
+PUSHES = {f"push-{architecture}" for architecture in ARCHITECTURES}
+
+
+def test_every_output_of_a_locked_tree_can_be_evaluated_on_every_system(flake: Flake) -> None:
     outputs = json.loads(flake.nix("flake", "show", "--json", "path:."))
     images = {f"image-{architecture}{suffix}" for architecture in ARCHITECTURES for suffix in ("", f"-{BAKED}")}
-    assert set(outputs["packages"]["x86_64-linux"]) == images
-    assert set(outputs["apps"]["x86_64-linux"]) == {f"push-{architecture}" for architecture in ARCHITECTURES}
-    assert set(outputs["checks"]["x86_64-linux"]) == {"digest", "laws", "lint", "types"}
-    assert set(outputs["devShells"]["x86_64-linux"]) == {"default"}
+    for system in SYSTEMS:
+        assert set(outputs["packages"][system]) == {"default", *images}
+        assert set(outputs["apps"][system]) == TOOLS | PUSHES
+        assert set(outputs["checks"][system]) == {"digest", "laws", "lint", "types"}
+        assert set(outputs["devShells"][system]) == {"default"}
+        assert outputs["formatter"][system]["type"] == "derivation"
+
+
+def test_the_tree_as_it_is_shipped_passes_its_checks(shipped: Flake) -> None:
+    """Its lock pins no base: images are offered and cannot be built yet, and a check of their digest needs one."""
+    shipped.nix("flake", "check", "path:.")
+    outputs = json.loads(shipped.nix("flake", "show", "--json", "path:."))
+    assert set(outputs["checks"]["x86_64-linux"]) == {"laws", "lint", "types"}
+    assert set(outputs["packages"]["x86_64-linux"]) == {"default", *(f"image-{architecture}" for architecture in ARCHITECTURES)}
+
+
+def test_nix_run_answers_a_prompt_and_the_other_tools_are_programs_too(shipped: Flake) -> None:
+    answered = shipped.nix("run", "path:.", "--", "prompt=Who are you?")
+    assert "demo model" in answered
+    planned = shipped.nix("run", "path:.#plan", "--", "model=checkpoint", "gpu=ADA_24", CALLED_FROM=str(shipped.tree / "ci" / "demo_model"))
+    assert "ADA_24" in planned
+    with pytest.raises(NixFailed, match="image: missing"):
+        shipped.nix("run", "path:.#deploy", "--", "gpu=ADA_24", "endpoint=x")
+
+
+def test_nix_run_serve_is_a_server(shipped: Flake) -> None:
+    port = free_port()
+    command = shipped.nix.command("run", "path:.#serve", "--", f"port={port}")
+    with subprocess.Popen(
+        command, cwd=shipped.tree, env=shipped.nix.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                assert process.poll() is None, process.stdout and process.stdout.read().decode()
+                assert time.monotonic() < deadline
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                        assert b"<html" in answer.read().lower()
+                        break
+                except OSError:
+                    time.sleep(0.2)
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def test_nix_fmt_formats(shipped: Flake) -> None:
+    path = shipped.tree / "tools" / "odd.py"
+    path.write_text("x   =  'y'\n")
+    shipped.nix("fmt", "tools/odd.py")
+    assert path.read_text() == 'x = "y"\n'
 
 
 def test_the_push_app_pushes_what_nix_built(flake: Flake, made: Made, hosts: Hosts) -> None:
@@ -210,22 +262,22 @@ def test_a_build_has_no_network_unless_its_result_is_pinned(shipped: Flake, tmp_
 
 
 @pytest.mark.parametrize("architecture", ["sm80", "sm89", "cpu"])
-def test_what_is_not_pinned_stops_the_evaluation_with_the_command_that_pins_it(architecture: str, shipped: Flake) -> None:
+def test_what_is_not_pinned_stops_the_build_with_the_command_that_pins_it(architecture: str, shipped: Flake) -> None:
     wanted = read_releases().target(architecture).arguments
-    with pytest.raises(NixFailed, match=f"error: the base .*: not in the lock; pin it with `just lock {re.escape(wanted)}`"):
+    with pytest.raises(NixFailed, match=f"error: the base .*: not in the lock.*; pin with `ci/just lock {re.escape(wanted)}`"):
         shipped.build(f"image-{architecture}")
+    with pytest.raises(NixFailed, match=r"error: the base .*: not in the lock"):
+        shipped.nix("run", f"path:.#push-{architecture}", "--", "to=127.0.0.1:9/a/b:c")
 
 
 def test_a_model_and_an_engine_that_are_not_pinned_are_named_too(flake: Flake, shipped: Flake) -> None:
-    with pytest.raises(NixFailed, match=r"the model org/name: not in the lock; pin it with `just lock arch=cpu model=org/name`"):
-        evaluate(flake, 'image { arch = "cpu"; model = "org/name"; }')
+    said = flake.nix("eval", "--raw", "path:.#lib", "--apply", 'lib: (lib.image { arch = "cpu"; model = "org/name"; }).said', **OFFLINE)
+    assert said == "error: the model org/name: not in the lock; pin with `ci/just lock arch=cpu model=org/name`"
     lock = json.loads((flake.tree / "images" / "images.lock.json").read_text(encoding="utf-8"))
     shutil.copy(flake.tree / "images" / "releases.toml", shipped.tree / "images" / "releases.toml")
     (shipped.tree / "images" / "images.lock.json").write_text(json.dumps(lock | {"wheels": []}), encoding="utf-8")
-    with pytest.raises(
-        NixFailed, match=r"FastDeploy 2.3.0 for sm86 and sm89: not in the lock; pin it with `just lock arch=sm89 release=2.3.0"
-    ):
-        evaluate(shipped, 'image { arch = "sm89"; }')
+    with pytest.raises(NixFailed, match=r"error: FastDeploy 2.3.0 for sm86 and sm89: not in the lock; pin with `ci/just lock arch=sm89"):
+        shipped.build("image-sm89")
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint import http_client
 from ci.hosts.shared import Hosts
-from images import http_client, skopeo
+from images import skopeo
 from images.build_errors import DigestMismatch, ImageError, Unreachable
 from images.digest import Digest
-from images.http_client import Refused
 from images.push import copy_base, push
-from images.registry import Reference, Repository
-from tests.images.faulty import Fault, FaultyRegistry
+from images.registry import ImageReference, RegistryRepository
+from tests.images.faulty import FaultyRegistry, RegistryFault
 from tests.images.made import ARCHITECTURES, ROOT, Made, command
 from tests.images.small import base_of, small_image
 
@@ -52,9 +52,9 @@ def target() -> str:
 def tags(hosts: Hosts, repository: str) -> list[str]:
     """Return the tags of images that a repository of the real registry has, without those of bases."""
     try:
-        with Repository(Reference.parse(f"{hosts.registry}/{repository}"))._ask("tags/list") as answer:
+        with RegistryRepository(ImageReference.parse(f"{hosts.registry}/{repository}"))._ask("tags/list") as answer:
             return [tag for tag in json.load(answer)["tags"] or [] if not tag.startswith("base-")]
-    except Refused:
+    except Unreachable:
         return []
 
 
@@ -88,9 +88,9 @@ def test_skopeo_copies_an_image_elsewhere_unchanged(made: Made, hosts: Hosts, ta
 
 def test_an_edit_uploads_its_own_layer_and_never_the_base(hosts: Hosts, target: str, tmp_path: Path) -> None:
     base = base_of(hosts)
-    copy_base(Reference.parse(base.reference).at(base.manifest.digest), Reference.parse(f"{hosts.registry}/{target}"))
+    copy_base(ImageReference.parse(base.reference).at(base.manifest.digest), ImageReference.parse(f"{hosts.registry}/{target}"))
     with FaultyRegistry(hosts.registry) as proxy:
-        to = Reference.parse(f"{proxy.address}/{target}:latest")
+        to = ImageReference.parse(f"{proxy.address}/{target}:latest")
         push(small_image(base, tmp_path / "first", LAYER, b"one"), to)
         before = proxy.sent
         push(small_image(base, tmp_path / "second", LAYER, b"two"), to)
@@ -101,15 +101,15 @@ def test_an_edit_uploads_its_own_layer_and_never_the_base(hosts: Hosts, target: 
 
 def test_a_registry_that_fails_now_and_then_is_asked_again(hosts: Hosts, target: str, tmp_path: Path) -> None:
     image = small_image(base_of(hosts), tmp_path / "image", LAYER)
-    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
+    copy_base(image.base, ImageReference.parse(f"{hosts.registry}/{target}"))
     faults = (
-        Fault(method="POST", path=UPLOAD, status=500),
-        Fault(method="PATCH", path=UPLOAD, drop_after=1 << 20),
-        Fault(method="PUT", path="/manifests/", status=503),
-        Fault(method="GET", path="/manifests/", status=502),
+        RegistryFault(method="POST", path=UPLOAD, status=500),
+        RegistryFault(method="PATCH", path=UPLOAD, drop_after=1 << 20),
+        RegistryFault(method="PUT", path="/manifests/", status=503),
+        RegistryFault(method="GET", path="/manifests/", status=502),
     )
     with FaultyRegistry(hosts.registry, *faults) as proxy:
-        assert push(image, Reference.parse(f"{proxy.address}/{target}:latest")) == image.digest
+        assert push(image, ImageReference.parse(f"{proxy.address}/{target}:latest")) == image.digest
         assert not any(fault.times for fault in faults)
     assert tags(hosts, target) == ["latest"]
 
@@ -120,17 +120,17 @@ def test_what_a_registry_does_not_take_from_here_goes_through_skopeo(
 ) -> None:
     """Rule 3: four tries of each from here, and then another program's."""
     image = small_image(base_of(hosts), tmp_path / "image", LITTLE)
-    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
-    with FaultyRegistry(hosts.registry, Fault(method="PUT", path=path, status=500, times=times)) as proxy:
-        assert push(image, Reference.parse(f"{proxy.address}/{target}:latest")) == image.digest
+    copy_base(image.base, ImageReference.parse(f"{hosts.registry}/{target}"))
+    with FaultyRegistry(hosts.registry, RegistryFault(method="PUT", path=path, status=500, times=times)) as proxy:
+        assert push(image, ImageReference.parse(f"{proxy.address}/{target}:latest")) == image.digest
         assert not proxy.faults[0].times
     assert tags(hosts, target) == ["latest"]
 
 
 def test_an_edit_is_pushed_without_another_program(hosts: Hosts, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 3."""
-    base, to = base_of(hosts), Reference.parse(f"{hosts.registry}/{target}:latest")
-    copy_base(Reference.parse(base.reference).at(base.manifest.digest), to)
+    base, to = base_of(hosts), ImageReference.parse(f"{hosts.registry}/{target}:latest")
+    copy_base(ImageReference.parse(base.reference).at(base.manifest.digest), to)
     monkeypatch.setenv("PATH", "/nonexistent")
     for number, content in enumerate((LITTLE, LITTLE + b"edited")):
         image = small_image(base, tmp_path / str(number), b"the same", content)
@@ -143,20 +143,20 @@ def test_an_edit_is_pushed_without_another_program(hosts: Hosts, target: str, tm
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(method="P(ATCH|UT)", path=UPLOAD, times=1000, drop_after=1 << 20),
-        Fault(method="POST", path=UPLOAD, times=1000, status=500),
-        Fault(method="PUT", path="/manifests/", times=1000, status=500),
+        RegistryFault(method="P(ATCH|UT)", path=UPLOAD, times=1000, drop_after=1 << 20),
+        RegistryFault(method="POST", path=UPLOAD, times=1000, status=500),
+        RegistryFault(method="PUT", path="/manifests/", times=1000, status=500),
     ],
     ids=["drops mid-upload", "500 for uploads", "500 for manifests"],
 )
 def test_a_registry_that_fails_for_good_is_named_and_the_next_push_finishes(
-    fault: Fault, content: bytes, hosts: Hosts, target: str, tmp_path: Path
+    fault: RegistryFault, content: bytes, hosts: Hosts, target: str, tmp_path: Path
 ) -> None:
     image = small_image(base_of(hosts), tmp_path / "image", b"small", content)
     # Each case begins with the base in place: the faults are for the image.
-    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
+    copy_base(image.base, ImageReference.parse(f"{hosts.registry}/{target}"))
     with FaultyRegistry(hosts.registry, replace(fault)) as proxy:
-        to = Reference.parse(f"{proxy.address}/{target}:latest")
+        to = ImageReference.parse(f"{proxy.address}/{target}:latest")
         with pytest.raises(Unreachable, match=target):
             push(image, to)
         assert tags(hosts, target) == []
@@ -168,10 +168,10 @@ def test_a_registry_that_fails_for_good_is_named_and_the_next_push_finishes(
 def test_a_registry_that_gives_back_something_else_never_gets_the_tag(hosts: Hosts, target: str, tmp_path: Path) -> None:
     """Rule 1: the tag moves only when the registry has given the manifest back byte for byte."""
     image = small_image(base_of(hosts), tmp_path / "image", LAYER)
-    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
-    lie = Fault(method="GET", path=f"/manifests/{image.digest}", times=1000, lie=b'{"schemaVersion": 2}')
+    copy_base(image.base, ImageReference.parse(f"{hosts.registry}/{target}"))
+    lie = RegistryFault(method="GET", path=f"/manifests/{image.digest}", times=1000, lie=b'{"schemaVersion": 2}')
     with FaultyRegistry(hosts.registry, lie) as proxy, pytest.raises(DigestMismatch, match="use another"):
-        push(image, Reference.parse(f"{proxy.address}/{target}:latest"))
+        push(image, ImageReference.parse(f"{proxy.address}/{target}:latest"))
     assert tags(hosts, target) == []
 
 
@@ -183,15 +183,15 @@ def test_a_layer_that_was_tampered_with_never_gets_the_tag(content: bytes, hosts
     data[5000] ^= 1
     largest.write_bytes(data)
     with pytest.raises(ImageError, match=largest.name):
-        push(image, Reference.parse(f"{hosts.registry}/{target}:latest"))
+        push(image, ImageReference.parse(f"{hosts.registry}/{target}:latest"))
     assert tags(hosts, target) == []
 
 
 def test_a_push_killed_in_the_middle_moves_no_tag_and_the_next_one_finishes(hosts: Hosts, target: str, tmp_path: Path) -> None:
     """Rule 2: a blob that the target has is not sent again."""
     image = small_image(base_of(hosts), tmp_path / "image", LAYER, LAYER[::-1])
-    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
-    stalled = Fault(method="PUT", path=r"/manifests/", stall=threading.Event())
+    copy_base(image.base, ImageReference.parse(f"{hosts.registry}/{target}"))
+    stalled = RegistryFault(method="PUT", path=r"/manifests/", stall=threading.Event())
     with FaultyRegistry(hosts.registry, stalled) as proxy:
         to = f"{proxy.address}/{target}:latest"
         words = ["push", "arch=cpu", f"out={image.layout}", f"to={to}"]
@@ -203,7 +203,7 @@ def test_a_push_killed_in_the_middle_moves_no_tag_and_the_next_one_finishes(host
             os.killpg(process.pid, signal.SIGKILL)
         assert tags(hosts, target) == []
         before = proxy.sent
-        assert push(image, Reference.parse(to)) == image.digest
+        assert push(image, ImageReference.parse(to)) == image.digest
         assert proxy.sent - before < 20_000
     assert tags(hosts, target) == ["latest"]
 
@@ -213,7 +213,7 @@ def test_the_users_account_is_read_from_the_usual_file(hosts: Hosts, target: str
     with FaultyRegistry(hosts.registry, account=("somebody", "pass:word")) as proxy:
         auth = tmp_path / "auth.json"
         monkeypatch.setenv("REGISTRY_AUTH_FILE", str(auth))
-        to = Reference.parse(f"{proxy.address}/{target}:latest")
+        to = ImageReference.parse(f"{proxy.address}/{target}:latest")
         auth.write_text(json.dumps({"auths": {proxy.address: {"auth": base64.b64encode(b"somebody:wrong").decode()}}}))
         with pytest.raises(ImageError, match="invalid username/password"):
             push(image, to)
@@ -225,20 +225,20 @@ def test_the_users_account_is_read_from_the_usual_file(hosts: Hosts, target: str
 def test_only_what_the_image_names_is_sent(hosts: Hosts, target: str, tmp_path: Path) -> None:
     """A killed builder leaves blobs of an image that is not there yet, and part of one."""
     image = small_image(base_of(hosts), tmp_path / "image", LITTLE)
-    copy_base(image.base, Reference.parse(f"{hosts.registry}/{target}"))
+    copy_base(image.base, ImageReference.parse(f"{hosts.registry}/{target}"))
     blobs = image.layout / "blobs" / "sha256"
     (blobs / ".part-4242").write_bytes(b"half")
     (blobs / Digest.of(LAYER).hex).write_bytes(LAYER)
-    to = Reference.parse(f"{hosts.registry}/{target}:latest")
+    to = ImageReference.parse(f"{hosts.registry}/{target}:latest")
     assert push(image, to) == image.digest
-    assert not Repository(to).has(Digest.of(LAYER))
+    assert not RegistryRepository(to).has(Digest.of(LAYER))
 
 
 def test_a_registry_that_takes_the_base_and_shows_it_to_nobody_is_told_by_its_own_words(hosts: Hosts, target: str, tmp_path: Path) -> None:
     image = small_image(base_of(hosts), tmp_path / "image", LITTLE)
-    hidden = Fault(method="GET", path="/manifests/base-", status=403, times=1000)
+    hidden = RegistryFault(method="GET", path="/manifests/base-", status=403, times=1000)
     with FaultyRegistry(hosts.registry, hidden) as proxy, pytest.raises(Unreachable, match="the server answered 403"):
-        push(image, Reference.parse(f"{proxy.address}/{target}:latest"))
+        push(image, ImageReference.parse(f"{proxy.address}/{target}:latest"))
 
 
 def test_a_folder_that_holds_no_image_is_refused(tmp_path: Path) -> None:
@@ -251,4 +251,4 @@ def test_a_folder_that_holds_no_image_is_refused(tmp_path: Path) -> None:
 def test_a_target_without_a_tag_is_refused(hosts: Hosts, tmp_path: Path) -> None:
     image = small_image(base_of(hosts), tmp_path / "image", b"x")
     with pytest.raises(ImageError, match="registry/repository:tag"):
-        push(image, Reference.parse(f"{hosts.registry}/a/b"))
+        push(image, ImageReference.parse(f"{hosts.registry}/a/b"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ci.hosts.shared import Hosts
 from tests.images.containers import Container
-from tests.images.made import ARCHITECTURES, Made
+from tests.images.made import ARCHITECTURES, Made, succeed
 from tests.twins.vendor.builds import SITE
 from tests.twins.vendor.vendor import MODEL, RELEASE
 
@@ -86,6 +87,38 @@ def test_the_baked_cpu_image_answers_from_the_checkpoint_with_the_network_off(ma
     assert answer["choices"][0]["message"]["content"].startswith("Hello")
     assert answer["usage"]["completion_tokens"] == 5
     assert state["ExitCode"] == 0
+
+
+HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")  # noqa: S108  # the container's own
+
+
+@pytest.mark.parametrize("user", ["", "1000:1000"], ids=["root", "a user of its own"])
+@pytest.mark.parametrize("architecture", ["cpu", "sm86"])
+def test_a_container_needs_no_capability_and_no_writable_root(architecture: str, user: str, made: Made, hosts: Hosts) -> None:
+    """With the model in the image; the kernel's list of the worker's capabilities is empty, and nothing but /tmp can be written."""
+    options = ("--network", "none", "--env", "PORT=8000", "--env", "MINIATURE_GPU=8.6", *HARDENED, *(("--user", user) if user else ()))
+    with Container(hosts.docker, made.image(architecture, baked=True).reference, *options) as container:
+        container.wait_ready()
+        answer = container.ask("/v1/chat/completions", QUESTION)
+        status = container.run("cat", "/proc/1/status")
+        owner = container.run("sh", "-c", "id -u; touch /worker/x 2>&1 || true").split("\n")
+        hosts.docker("stop", "--time", "30", container.name)
+        state = json.loads(hosts.docker("inspect", "--format", "{{json .State}}", container.name))
+    assert answer["choices"][0]["message"]["content"]
+    assert "CapEff:\t0000000000000000" in status
+    assert owner[0] == (user.partition(":")[0] or "0")
+    assert "Read-only file system" in owner[1]
+    assert state["ExitCode"] == 0
+
+
+def test_an_image_that_was_built_with_a_user_runs_as_that_user(made: Made, hosts: Hosts, tmp_path: Path) -> None:
+    words = (f"releases={made.releases}", f"lock={made.lock}", "arch=cpu", f"model={MODEL}", f"out={tmp_path / 'out'}", "user=1000:1000")
+    to = f"{hosts.registry}/me/worker:with-a-user"
+    built, pushed = succeed("fetch,build,push", *words, "locked=yes", f"to={to}")[-2:]
+    assert built == pushed != made.image("cpu", baked=True).digest
+    with Container(hosts.docker, to, "--network", "none", "--env", "PORT=8000", *HARDENED) as container:
+        container.wait_ready()
+        assert container.run("id", "-u").strip() == "1000"
 
 
 def test_the_packages_of_worker_and_engine_do_not_see_each_other(made: Made, hosts: Hosts) -> None:

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from images.build_errors import BadSource, DigestMismatch, UnsafePath
 from images.digest import Digest
-from images.entries import Entry, folder, text_entry, with_parents
-from images.image import NewLayer, Settings, append
+from images.entries import LayerEntry, data_entry, folder, with_parents
+from images.image import ContainerConfig, NewLayer, append
 from images.tar import EPOCH, header, tar_size, write_tar
 from tests.images.entry_strategies import PATHS, SETTINGS, entries_of, file_sets
 from tests.images.small_world import base
 
 
-def tar_of(entries: list[Entry]) -> bytes:
+def tar_of(entries: list[LayerEntry]) -> bytes:
     out = io.BytesIO()
     write_tar(entries, out.write, "a law")
     return out.getvalue()
@@ -56,7 +56,7 @@ def test_rules_1_to_4_pythons_tarfile_reads_what_was_written(files: dict[str, by
 @SETTINGS
 @given(path=PATHS)
 def test_rule_5_a_path_has_a_pax_record_exactly_when_the_header_cannot_hold_it(path: str) -> None:
-    written = header(text_entry(path, b""))
+    written = header(data_entry(path, b""))
     cuts = [cut for cut in range(len(path)) if path[cut] == "/" and cut <= 155 and len(path) - cut - 1 <= 100]
     fits = path.isascii() and (len(path) <= 100 or bool(cuts))
     assert (len(written) == 512) == fits
@@ -68,7 +68,7 @@ def test_rule_5_a_path_has_a_pax_record_exactly_when_the_header_cannot_hold_it(p
 
 @pytest.mark.parametrize("size", [8**11 - 1, 8**11, 8**12])
 def test_rule_5_a_size_of_8_gib_has_a_pax_record(size: int) -> None:
-    written = header(Entry(path="shard", size=size, open=io.BytesIO))
+    written = header(LayerEntry(path="shard", size=size, open=io.BytesIO))
     with tarfile.open(fileobj=io.BytesIO(written), mode="r:") as tar:
         member = tar.next()
     assert member is not None
@@ -92,7 +92,7 @@ def test_rule_7_a_content_that_is_not_the_pinned_one_is_found_by_name(data: byte
         "cut": data[:position],
         "grown": data + b"x",
     }[kind]
-    entry = Entry(path="models/shard", size=len(data), digest=Digest.of(data), open=lambda: io.BytesIO(other), source="org/name")
+    entry = LayerEntry(path="models/shard", size=len(data), digest=Digest.of(data), open=lambda: io.BytesIO(other), source="org/name")
     with pytest.raises((BadSource, DigestMismatch), match="org/name: models/shard: got"):
         tar_of([entry])
 
@@ -102,7 +102,7 @@ def test_rule_7_memory_does_not_grow_with_the_content(tmp_path: Path) -> None:
 
     size = 64 << 20
     (tmp_path / "shard").write_bytes(bytes(size))
-    entry = Entry(path="shard", size=size, open=lambda: (tmp_path / "shard").open("rb", buffering=0))
+    entry = LayerEntry(path="shard", size=size, open=lambda: (tmp_path / "shard").open("rb", buffering=0))
     tracemalloc.start()
     try:
         write_tar([entry], len, "a law")
@@ -123,26 +123,26 @@ def test_rule_7_memory_does_not_grow_with_the_content(tmp_path: Path) -> None:
 )
 def test_paths_that_cannot_stand_together_are_refused(paths: list[str], complaint: str) -> None:
     with pytest.raises(UnsafePath, match=complaint):
-        tar_of([text_entry(path, b"") for path in paths])
+        tar_of([data_entry(path, b"") for path in paths])
 
 
 def test_the_bytes_of_a_layer_are_these_for_all_time() -> None:
     entries = [
         folder("worker"),
-        text_entry("worker/a.txt", b"hello\n"),
-        Entry(path="worker/run", size=2, executable=True, open=lambda: io.BytesIO(b"#!")),
-        text_entry("worker/" + "n" * 120, b""),
-        text_entry("worker/größe", b"\x00" * 513),
-        text_entry("/".join(["d" * 60] * 3), b"split"),
+        data_entry("worker/a.txt", b"hello\n"),
+        LayerEntry(path="worker/run", size=2, executable=True, open=lambda: io.BytesIO(b"#!")),
+        data_entry("worker/" + "n" * 120, b""),
+        data_entry("worker/größe", b"\x00" * 513),
+        data_entry("/".join(["d" * 60] * 3), b"split"),
     ]
     data = tar_of(entries)
     assert (len(data), hashlib.sha256(data).hexdigest()) == (8704, "16558e6832fef696b73306e9e39cfd11a5f5e85fb205655ebc8b875621cb842a")
 
 
 def test_the_digest_of_a_small_image_is_this_for_all_time() -> None:
-    data = tar_of([text_entry("worker/lib/__main__.py", b"print('worker')\n")])
+    data = tar_of([data_entry("worker/lib/__main__.py", b"print('worker')\n")])
     layer = NewLayer(digest=Digest.of(data), size=len(data), title="worker")
-    settings = Settings(
+    settings = ContainerConfig(
         entrypoint=["/usr/bin/python3.10", "/worker/lib"],
         directory="/worker",
         environment={"ENGINE": "cpu"},

@@ -115,8 +115,8 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> by
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (tar(member("b"), member("a")), "a: stands behind b"),
-        (tar(member("a"), member("a")), "a: stands behind a"),
+        (tar(member("b"), member("a")), "a: comes after b"),
+        (tar(member("a"), member("a")), "a: comes after a"),
         (tar(member("a", mtime=1)), "a: mtime: got 1"),
         (tar(member("a", uid=1000)), "a: owner: got 1000:0"),
         (tar(member("a", uname="root")), "a: owner: got 0:0 root"),
@@ -128,12 +128,16 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], end: bytes = bytes(1024)) -> by
         (tar(member("a", pax_headers={"comment": "x"})), "a: PAX: got comment"),
         (tar(member("../a")), "../a: an unsafe path"),
         (tar(member("/a")), "/a: an unsafe path"),
-        (tar(member(".wh.a", b"x")), ".wh.a: a whiteout that is none"),
-        (tar(member(".wh.d/a")), "a whiteout that is none"),
+        (tar(member("a\u202etxt")), "has invisible characters"),
+        (tar(member("a\u200bb")), "has invisible characters"),
+        (tar(member("a\nb")), "has invisible characters"),
+        (tar(member("local_model_args.json", b"[" * 100_000)), "cannot be read"),
+        (tar(member(".wh.a", b"x")), ".wh.a: a whiteout with a content, or of no name"),
+        (tar(member(".wh.d/a")), "a whiteout with a content, or of no name"),
         (tar(member("a"), end=bytes(512)), "after the last entry, expected two empty blocks"),
         (tar(member("a"), end=bytes(10240)), "got 10240 bytes after the last entry"),
-        (tar(member("worker/lib/other.py")), "worker/lib/other.py: stands in layer"),
-        (b"\x1f\x8b compressed", "not a tar"),
+        (tar(member("worker/lib/other.py")), "worker/lib/other.py: is in layer"),
+        (b"\x1f\x8b compressed", "cannot be read"),
     ],
 )
 def test_a_layer_that_breaks_a_rule_is_found_by_the_rule(copy: Path, built: World, data: bytes, complaint: str) -> None:
@@ -170,11 +174,57 @@ BASE_NAME, BASE_DIGEST = (f"org.opencontainers.image.base.{name}" for name in ("
         (_set("config", "config", "Labels", value={}), "label base.name: got None"),
         (_set("config", "config", "Labels", BASE_DIGEST, value=OTHER), "label base.digest"),
         (_set("config", "config", "Env", value=["HF_TOKEN=hf_x"]), "Env: HF_TOKEN looks like a secret"),
+        (_set("config", "config", "Env", value=["NOTE=hf_" + "a" * 34]), "Env: NOTE looks like a secret"),
     ],
 )
 def test_a_manifest_or_config_that_lies_is_found(copy: Path, built: World, change: Callable[..., None], complaint: str) -> None:
     rewrite(copy, change)
     assert complaint in problems(copy, built)
+
+
+def key(*parts: str) -> bytes:
+    """A made-up key, put together here so that no file holds one."""
+    return "".join(parts).encode()
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        key("hf", "_", "aB3" * 12),
+        key("rpa", "_", "A1B2C3D4E5" * 4),
+        key("sk", "-", "proj-", "aB3_" * 10),
+        key("gh", "p_", "aB3" * 12),
+        key("github", "_pat_", "aB3" * 20),
+        key("glpat", "-", "aB3-" * 6),
+        key("AK", "IA", "ABCDEFGH12345678"),
+        key("AI", "za", "aB3_-" * 7),
+        key("-----BEGIN RSA ", "PRIVATE KEY-----"),
+    ],
+    ids=lambda secret: secret.decode()[:6],
+)
+@pytest.mark.parametrize("name", ["worker/lib/handler/notes.json", "worker/lib/checkpoint/x.py", "local_model_args.json"])
+def test_what_looks_like_a_key_in_a_file_of_ours_is_found_and_not_shown(secret: bytes, name: str, copy: Path, built: World) -> None:
+    content = b'{"key": "' + secret + b'"}'
+    replace_layer(copy, len(layer_list(copy)) - 1, tar(member(name, content)))
+    said = problems(copy, built)
+    assert f"{name}: holds what looks like a secret ({secret.decode()[:4]}...), which no image may hold" in said
+    assert secret.decode() not in said
+
+
+@pytest.mark.parametrize("content", [b"hf_transfer", b"a task-list, risk-free", b'"sk-" + key', b"HF_TOKEN", b"hf_" + b"x" * 20])
+def test_a_word_that_only_begins_like_a_key_is_none(content: bytes, copy: Path, built: World) -> None:
+    replace_layer(copy, len(layer_list(copy)) - 1, tar(member("worker/lib/handler/x.py", content)))
+    verify(copy, built.lock_file)
+
+
+def test_our_own_files_hold_nothing_that_looks_like_a_key() -> None:
+    from images.verify import _TOKEN
+    from images.worker_layers import PACKAGES, TREE
+
+    for name in PACKAGES["cpu"]:
+        for path in (TREE / name).rglob("*"):
+            if path.suffix in (".py", ".json"):
+                assert not _TOKEN.search(path.read_bytes()), path
 
 
 def test_layers_in_another_order_are_found(copy: Path, built: World) -> None:
@@ -222,7 +272,7 @@ def test_all_mismatches_are_said_in_one_run(copy: Path, built: World) -> None:
     rewrite(copy, _set("config", "config", "Env", value=["API_KEY=x"]))
     replace_layer(copy, 3, tar(member("b", mtime=2), member("a", uid=7)))
     said = problems(copy, built)
-    for part in ("oci-layout: cannot be read", "API_KEY looks like a secret", "b: mtime: got 2", "a: owner: got 7:0", "a: stands behind b"):
+    for part in ("oci-layout: cannot be read", "API_KEY looks like a secret", "b: mtime: got 2", "a: owner: got 7:0", "a: comes after b"):
         assert part in said
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ci.hosts.shared import Hosts
-from images.registry import Reference, Repository
+from images.registry import ImageReference, RegistryRepository
 from images.worker_layers import PACKAGES
 from tests.images.made import ROOT, Made
 
@@ -55,8 +55,8 @@ class Watched:
 
     def pushed(self) -> str:
         """The digest that the tag has."""
-        place = Reference.parse(self.image)
-        return str(Repository(place).manifest(place.tag).digest)
+        place = ImageReference.parse(self.image)
+        return str(RegistryRepository(place).manifest(place.tag).digest)
 
     def wait_said(self, text: str, times: int) -> None:
         """Return when it has said something so many times."""
@@ -118,12 +118,12 @@ def test_a_worker_that_cannot_be_built_is_said_and_the_next_edit_mends_it(watche
         assert watched.pushed() != before
 
 
-def test_a_file_that_cannot_be_read_is_one_sentence(watched: Watched) -> None:
+def test_a_file_that_is_refused_is_one_sentence(watched: Watched) -> None:
     (watched.tree / "handler" / "odd.py").symlink_to("/proc/self/mem")
     with watched.running():
         assert watched.process.wait(60) == 1
     assert watched.log.splitlines()[-1].startswith("error: ")
-    assert "odd.py: cannot be read" in watched.log
+    assert "odd.py: a symbolic link, expected files and folders" in watched.log
 
 
 def test_ctrl_c_ends_the_watch_in_good_order(watched: Watched) -> None:

@@ -12,27 +12,26 @@ from hypothesis import strategies as st
 
 from images.build_errors import BadSource, DigestMismatch, ImageError, UnsafePath
 from images.digest import Digest
-from images.entries import Entry, check_path
-from images.install_paths import Place, owned_paths, replacing
-from images.lock import File
+from images.entries import LayerEntry, check_path
+from images.lock_entries import File
 from images.tar import write_tar
-from images.wheels import check_tags, wheel_entries
+from images.wheels import InstallPaths, check_tags, owned_paths, replacing, wheel_entries
 from tests.images.entry_strategies import SETTINGS, file_sets
 from tests.images.small_world import OLD, SITE, wheel
 
-WORKER = Place(packages="worker/lib", python="3.10", reserved=("handler", "__main__.py"))
-ENGINE = Place(packages=SITE, python="3.10", prefix="usr/local", interpreter="/usr/bin/python3.10")
+WORKER = InstallPaths(packages="worker/lib", python="3.10", reserved=("handler", "__main__.py"))
+ENGINE = InstallPaths(packages=SITE, python="3.10", prefix="usr/local", interpreter="/usr/bin/python3.10")
 
 
 @contextmanager
-def unpacked(folder: Path, data: bytes, place: Place, name: str = "thing-1.0-py3-none-any.whl") -> Iterator[list[Entry]]:
+def unpacked(folder: Path, data: bytes, place: InstallPaths, name: str = "thing-1.0-py3-none-any.whl") -> Iterator[list[LayerEntry]]:
     path = folder / "wheel"
     path.write_bytes(data)
     with wheel_entries([(File(name=name, size=len(data), digest=Digest.of(data)), path)], place) as entries:
         yield entries
 
 
-def contents(entries: list[Entry]) -> dict[str, bytes]:
+def contents(entries: list[LayerEntry]) -> dict[str, bytes]:
     found = {}
     for entry in entries:
         if entry.open is not None:
@@ -157,8 +156,8 @@ def test_a_path_that_is_taken_stays_below_its_root(path: str) -> None:
         (wheel({"a.py": b"x", "b.py": b"y"}, record={"a.py": b"x"}), "not mentioned in RECORD"),
         (wheel({"a.py": b"x"}, name="another"), "doesn't match wheel filename"),
         (wheel({"a.py": b"x"}, scripts="broken"), "not a wheel that can be unpacked"),
-        (wheel({"handler/x.py": b""}), "the worker's own"),
-        (wheel({"__main__.py": b""}), "the worker's own"),
+        (wheel({"handler/x.py": b""}), "which the worker itself has"),
+        (wheel({"__main__.py": b""}), "which the worker itself has"),
         (b"not a zip", "not a wheel"),
         (wheel({"a.py": b"x"})[:-30], "not a wheel"),
     ],

@@ -16,7 +16,8 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
 from images.digest import Digest
-from images.lock import Base, Blob, EngineWheel, File, Lock, Model, ModelFile, Packages, layers_of, requirements_digest
+from images.lock import Lock, requirements_digest
+from images.lock_entries import Base, Blob, EngineWheel, File, LockedModel, ModelFile, Packages, layers_of
 from images.releases import read_releases
 from tests import ROOT
 from tools.sbom import bill
@@ -46,7 +47,7 @@ def lock() -> Lock:
         Base(reference=TARGET.base, manifest=manifest, config=config, layers=layers),
         EngineWheel(release="2.3.0", cuda="12.6", architectures=("sm86", "sm89"), file=engine),
         Packages(engine="fastdeploy", python="3.10", requirements=requirements_digest(TARGET), wheels=wheels),
-        Model(repository="org/name", revision="main", commit="0" * 40, files=files),
+        LockedModel(repository="org/name", revision="main", commit="0" * 40, files=files),
     )
 
 

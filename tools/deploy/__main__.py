@@ -16,11 +16,11 @@ from pathlib import Path
 
 import aiohttp
 
+from checkpoint.http_client import is_loopback
 from images.arguments import Command, call, complain, mask_addresses
 from images.build_errors import UnknownChoice
 from images.gpu_types import read_gpu_types
-from images.http_client import is_loopback
-from images.registry import Reference
+from images.registry import ImageReference
 from tools.deploy.acceptance import AcceptanceTest, read_tests
 from tools.deploy.compatibility import GpuMarket, gpu_problems, variable_problems
 from tools.deploy.deploy_errors import DeployError, DeployRefused, RolloutFailed
@@ -99,7 +99,7 @@ def _prepare(options: DeployOptions, key: str) -> Prepared:
 
 def _image_problems(image: str, url: str) -> list[str]:
     try:
-        registry = Reference.parse(image).registry
+        registry = ImageReference.parse(image).registry
     except UnknownChoice as error:
         return [f"image: {error}"]
     # Where RunPod's API is on this machine too, it is a test's.

@@ -11,7 +11,7 @@ from typing import TypedDict
 from images.auth import AuthFile
 from images.build_errors import ImageError
 from images.digest import Digest
-from images.registry import Reference, Repository
+from images.registry import ImageReference, RegistryRepository
 from tools.deploy.api_answers import BadAnswer, read_answer
 from tools.deploy.deploy_errors import DeployRefused
 
@@ -77,8 +77,8 @@ def look_up(text: str, environment: Mapping[str, str]) -> PushedImage:
         DeployRefused: when no registry has it, or it is not one of this worker.
     """
     try:
-        reference = Reference.parse(text)
-        repository = Repository(reference, AuthFile.find(environment))
+        reference = ImageReference.parse(text)
+        repository = RegistryRepository(reference, AuthFile.find(environment))
         manifest = repository.manifest("" if reference.digest else reference.tag or "latest", reference.digest)
         parsed = read_answer(_ImageManifest, manifest.parsed())
         config = read_answer(_ImageConfig, json.loads(repository.small_blob(Digest.parse(parsed["config"]["digest"]))))
@@ -102,5 +102,5 @@ def look_up(text: str, environment: Mapping[str, str]) -> PushedImage:
 
 def not_pushed(text: str) -> PushedImage:
     """Return what a dry run shows of an image that is in no registry yet."""
-    name = Reference.parse(text).name
+    name = ImageReference.parse(text).name
     return PushedImage(reference=text, pinned=f"{name}@sha256:{'?' * 64}", variables={}, size=0, is_known=False)

@@ -18,11 +18,11 @@ SITE = "usr/local/lib/python3.11/dist-packages"
 _PACKAGE = Path(__file__).with_name("package")
 
 
-def engine_files(build: str) -> dict[str, bytes]:
+def engine_files(build: str, release: str = "2.3.0") -> dict[str, bytes]:
     """Return the files of the `fastdeploy` package; each build has kernels, and a module, that the other one lacks."""
     files = {f"fastdeploy/{path.relative_to(_PACKAGE)}": path.read_bytes() for path in _PACKAGE.rglob("*.py")}
     files["fastdeploy/build.txt"] = f"{build}\n".encode()
-    files["fastdeploy/version.txt"] = b"fastdeploy version: 2.3.0\n"
+    files["fastdeploy/version.txt"] = f"fastdeploy version: {release}\n".encode()
     files[f"fastdeploy/ops/kernels_{build}.so"] = f"kernels of {build}\n".encode() * 1000
     files[f"fastdeploy/only_{build}.py"] = f'"""Only in {build}."""\n'.encode()
     return files

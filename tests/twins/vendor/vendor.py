@@ -20,9 +20,11 @@ from tests.twins.model_hub import ModelHub
 from tests.twins.vendor.builds import SITE, engine_files, installed_tree, tar_of, wheel
 from tests.twins.vendor.index import WheelIndex
 
-__all__ = ["DEMO", "MODEL", "RELEASE", "Vendor", "miniature", "split_checkpoint"]
+__all__ = ["DEMO", "LATER", "MODEL", "RELEASE", "Vendor", "miniature", "push_base", "split_checkpoint", "vendor_tree"]
 
 RELEASE = "2.3.0"
+LATER = "2.3.3"
+"""A release that the table of releases lacks, whose wheel is on the index; `push_base` makes its base."""
 MODEL = "demo/sharded"
 
 _PIP = Path(pip.__file__).parent
@@ -57,11 +59,12 @@ class Vendor:
 def miniature(hosts: Hosts, folder: Path) -> Iterator[Vendor]:
     """Run the vendor with its files in `folder`; what it put into the registry stays there."""
     base = f"{hosts.registry}/vendor/fastdeploy-cuda-12.6:{RELEASE}"
-    _push_base(base)
+    push_base(base)
     wheels = folder / "simple" / "fastdeploy-gpu"
     wheels.mkdir(parents=True)
     wheel(wheels, "fastdeploy_gpu", RELEASE, engine_files("86_89"), scripts=_SCRIPTS)
     wheel(wheels, "fastdeploy_gpu", "2.2.0", engine_files("86_89"))
+    wheel(wheels, "fastdeploy_gpu", LATER, engine_files("86_89", LATER), scripts=_SCRIPTS)
     checkpoint = folder / "checkpoint"
     split_checkpoint(DEMO, checkpoint, shards=3)
     with WheelIndex(folder / "simple") as index, ModelHub() as hub:
@@ -71,9 +74,9 @@ def miniature(hosts: Hosts, folder: Path) -> Iterator[Vendor]:
         yield Vendor(base=base, index=index.url, hub=hub, commit=commit, releases=releases)
 
 
-def vendor_tree() -> dict[str, bytes]:
+def vendor_tree(release: str = RELEASE) -> dict[str, bytes]:
     """Return what the vendor's own layer holds above Debian's."""
-    tree = installed_tree("fastdeploy_gpu", RELEASE, engine_files("80_90"), _SCRIPTS)
+    tree = installed_tree("fastdeploy_gpu", release, engine_files("80_90", release), _SCRIPTS)
     # pip is there as well, since the vendor's image was made with it.
     tree |= {f"{SITE}/pip/{path.relative_to(_PIP)}": path.read_bytes() for path in _PIP.rglob("*") if path.suffix not in ("", ".pyc")}
     tree |= {
@@ -85,10 +88,11 @@ def vendor_tree() -> dict[str, bytes]:
     return tree
 
 
-def _push_base(reference: str) -> None:
+def push_base(reference: str, release: str = RELEASE) -> None:
+    """Put the vendor's base with a release of FastDeploy into a registry."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        tar = tar_of(folder / "vendor.tar", vendor_tree())
+        tar = tar_of(folder / "vendor.tar", vendor_tree(release))
         above = tar_of(folder / "above.tar", {"etc/vendor-release": b"miniature\n"})
         layers = [
             debian_layer(),

@@ -1,4 +1,4 @@
-"""Inputs come whole or not at all, from wherever they still are; the rules are those of images/fetch.py."""
+"""Inputs come whole or not at all, from wherever they still are; the rules are those of images/download.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from images import http_client
+from checkpoint import http_client
 from images.build_errors import DigestMismatch, ImageError, Unreachable
 from images.cache import Cache
 from images.digest import Digest
-from images.fetch import Input, Place, bring, on_hub, on_web, pin
+from images.download import Input, Location, bring, on_hub, on_web, pin
 from tests.images.made import ROOT
 from tests.twins.model_hub import Fault, ModelHub
 
@@ -41,15 +41,15 @@ def hub(tmp_path: Path) -> Iterator[ModelHub]:
         yield running
 
 
-def place(hub: ModelHub, token: str = "") -> Place:
+def place(hub: ModelHub, token: str = "") -> Location:
     """Where the hub has the file."""
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token}
     return on_hub(NAME, hub.repositories[NAME].revisions["main"], FILE, environment)
 
 
-def wanted(*places: Place) -> Input:
+def wanted(*places: Location) -> Input:
     """The file, as a lock pins it."""
-    return Input(name=f"{NAME}/{FILE}", size=len(CONTENT), digest=Digest.of(CONTENT), places=places)
+    return Input(name=f"{NAME}/{FILE}", size=len(CONTENT), digest=Digest.of(CONTENT), locations=places)
 
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_was(hub: ModelHub, tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ import sys
 from pathlib import Path
 from images.cache import Cache
 from images.digest import Digest
-from images.fetch import Input, bring, on_web
+from images.download import Input, bring, on_web
 places = (on_web({f"{hub.url}/{NAME}/resolve/main/{FILE}"!r}),)
-wanted = Input(name="x", size={len(CONTENT)}, digest=Digest({Digest.of(CONTENT).hex!r}), places=places)
+wanted = Input(name="x", size={len(CONTENT)}, digest=Digest({Digest.of(CONTENT).hex!r}), locations=places)
 bring(wanted, Cache(Path({str(tmp_path)!r}, "cache")))
 """
     part = tmp_path / "cache" / "sha256" / f"{Digest.of(CONTENT).hex}.part"
@@ -115,7 +115,7 @@ def test_a_host_that_did_not_answer_is_not_waited_for_again(hub: ModelHub, tmp_p
     away = on_web("http://127.0.0.1:9/nobody/listens/here")
     bring(wanted(away, place(hub)), cache, silent=silent)
     assert silent == {"127.0.0.1:9"}
-    other = Input(name="other", size=1, digest=Digest.of(b"x"), places=(away,))
+    other = Input(name="other", size=1, digest=Digest.of(b"x"), locations=(away,))
     with pytest.raises(Unreachable, match="did not answer before"):
         bring(other, cache, silent=silent)
 
