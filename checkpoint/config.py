@@ -1,4 +1,4 @@
-"""A checkpoint's config.json: read in one place, and what it says of a model whichever engine runs it.
+"""A checkpoint's config.json and chat template: read in one place, and what the first says of a model whichever engine runs it.
 
 Multimodal models keep the language model's numbers in a part of their own, `text_config`. What one engine can or cannot read of a
 checkpoint is that engine's to say.
@@ -13,7 +13,7 @@ from typing import Any
 from checkpoint.files import read_json
 from checkpoint.unavailable import ModelUnavailable
 
-__all__ = ["head_counts", "language_part", "longest_context", "read_config"]
+__all__ = ["head_counts", "language_part", "longest_context", "read_config", "read_template"]
 
 MOST_STRETCHED = 1024
 """The largest rope_scaling factor that is believed; published checkpoints stretch their positions up to 64 times."""
@@ -29,6 +29,28 @@ def read_config(directory: Path) -> dict[str, Any]:
         return read_json(directory / "config.json")
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"{directory / 'config.json'}: cannot be read ({error})") from None
+
+
+def read_template(directory: Path) -> tuple[str, frozenset[str]]:
+    """Return a checkpoint's chat template, "" if it has none that can be read, and the spellings of its special tokens.
+
+    The template is a file of its own or, in older checkpoints, in tokenizer_config.json; of several the one for tools counts.
+    """
+    try:
+        config = read_json(directory / "tokenizer_config.json")
+    except (OSError, ValueError):
+        config = {}
+    added = config.get("added_tokens_decoder")
+    entries = [*added.values()] if isinstance(added, Mapping) else []
+    special = frozenset(str(entry["content"]) for entry in entries if isinstance(entry, Mapping) and "content" in entry)
+    try:
+        return (directory / "chat_template.jinja").read_text(encoding="utf-8"), special
+    except (OSError, ValueError):
+        found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}
+        found = named.get("tool_use") or named.get("default")
+    return found if isinstance(found, str) else "", special
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

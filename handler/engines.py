@@ -15,6 +15,7 @@ from handler.fastdeploy.flags import variable_names
 from handler.fastdeploy.installed import installed_version
 from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.fastdeploy.start import FastDeployStart
+from handler.fastdeploy.text_formats import own_parser
 from handler.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class CpuStart:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        ignored = sorted(name for name in settings.texts if name in variable_names())
+        self._own_parser, texts = own_parser(settings.texts)
+        ignored = sorted(name for name in texts if name in variable_names())
         if ignored:
             log.warning("the CPU engine ignores %s", ", ".join(ignored))
 
@@ -90,6 +92,8 @@ class CpuStart:
             served_name=settings.model.served_name,
             aliases=frozenset({settings.model.source}),
             guided_decoding=True,
+            own_parser=self._own_parser or "auto",
+            directory=weights.directory,
             max_tokens_limit=settings.requests.max_tokens_limit or None,
             strict=settings.requests.strict,
         )

@@ -10,8 +10,9 @@
  8. `checks`                     refuses requests that FastDeploy never answers, or answers with nonsense.
  9. `assemble`                   puts a stream together into the answer that FastDeploy gives without one.
 10. `repairs`                    mends what its answers have against OpenAI's schema.
-11. `dialect`                    one request and its answer, through 8, 9 and 10, by the `rules` of the start.
-12. `installed`                  which release an interpreter has, and whether its parser is the one of the table.
+11. `text_formats`               calls and thoughts that the worker tells from text, for models that FastDeploy has no parser for.
+12. `dialect`                    one request and its answer, through 8 to 11, by the `rules` of the start.
+13. `installed`                  which release an interpreter has, and whether its parser is the one of the table.
 
 `describe.py` and `serve_on_loopback.py` are run by FastDeploy's own interpreter and import nothing of the worker, whose packages
 it does not have. Figures and behaviour are those of FastDeploy 2.3 to 2.6, measured on its real server.

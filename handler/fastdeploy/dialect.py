@@ -14,7 +14,9 @@ from handler.fastdeploy.assemble import Assembler, as_stream, needs_whole
 from handler.fastdeploy.checks import check
 from handler.fastdeploy.repairs import Repairer, facts_of, with_usage
 from handler.fastdeploy.rules import Rules
+from handler.fastdeploy.text_formats import rewriter, text_formats
 from handler.job import CHAT, COMPLETIONS, Request
+from handler.parsing.rewriter import Rewriter
 from handler.sse import frames_of
 
 __all__ = ["exchange"]
@@ -72,14 +74,23 @@ class _Mended(Exchange):
         facts = facts_of(asked, request.path, rules, hide_usage=hide_usage)
         self._repairer = Repairer(facts)
         self._assembler = Assembler(request.path, n=facts.n)
+        self._rewriter: Rewriter | None = None
+        if request.path == CHAT:
+            formats = text_formats(rules.own_parser, rules.directory)
+            # The native shape has no place for thoughts.
+            self._rewriter = rewriter(formats, asked, thoughts=not (rules.reasoning_parser or request.native))
 
     def run(self, run: bytes) -> bytes:
-        """Return the frames, mended where they must be."""
-        return b"".join(mended for frame in frames_of(run) for mended in self._repairer.frame(frame))
+        """Return the frames, mended where they must be, with calls and thoughts in their fields."""
+        mended = b"".join(mended for frame in frames_of(run) for mended in self._repairer.frame(frame))
+        if self._rewriter is None or self._rewriter.passes(mended):
+            return mended
+        return b"".join(made for frame in frames_of(mended) for made in self._rewriter.frame(frame))
 
     def whole(self, answer: Any) -> Any:
-        """Return the answer, mended where it must be."""
-        return self._repairer.answer(answer)
+        """Return the answer, mended where it must be, with calls and thoughts in their fields."""
+        mended = self._repairer.answer(answer)
+        return self._rewriter.whole(mended) if self._rewriter and isinstance(mended, dict) else mended
 
     def collect(self, run: bytes) -> None:
         """Take the next frames."""

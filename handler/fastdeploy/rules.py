@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -133,6 +134,10 @@ class Rules:
     guided_decoding: bool = False
     """`response_format` and `guided_*` are honoured, or refused by the engine itself."""
     tool_parser: bool = False
+    """The engine tells calls from text itself."""
+    own_parser: str = ""
+    """The worker does, by this parser (`text_formats`), reading the chat template in `directory`."""
+    directory: Path | None = None
     reasoning_parser: str | None = None
     logprobs: bool | None = None
     vision: bool | None = None

@@ -28,6 +28,7 @@ from handler.fastdeploy.formats import format_problems
 from handler.fastdeploy.gpus import Gpu, image_findings, list_gpus, parse_architectures
 from handler.fastdeploy.installed import installed_version
 from handler.fastdeploy.rules import CAPABILITIES, Rules
+from handler.fastdeploy.text_formats import own_parser
 from handler.logs import Tail
 from handler.prestart import SERVER
 from handler.settings import EngineSettings, Settings
@@ -53,7 +54,8 @@ class FastDeployStart:
     """
 
     def __init__(self, settings: Settings, gpus: Callable[[], tuple[Gpu, ...]] = list_gpus) -> None:
-        self._settings = settings
+        self._own_parser, texts = own_parser(settings.texts)
+        self._settings = settings = replace(settings, texts=texts)
         self._release = release_of(settings.engine)
         self._gpus, broken = _listed(gpus)
         decision = self._decide(settings, None)
@@ -98,7 +100,7 @@ class FastDeployStart:
             gpus=self._chosen(decision),
             architectures=_architectures(settings.engine),
             cuda=settings.engine.image_cuda,
-            rules=_rules(settings, decision, config, self._release),
+            rules=replace(_rules(settings, decision, config, self._release), own_parser=self._own_parser, directory=weights.directory),
             raw=settings.requests.raw,
             cleanup=Cleanup(release=self._release),
             logs=logs,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from handler.fastdeploy.rules import NoEffect, Rules
+from handler.fastdeploy.text_formats import text_formats
 from handler.job import CHAT, COMPLETIONS
 
 __all__ = ["GUIDED", "unheard"]
@@ -56,12 +57,13 @@ def unheard(sent: dict[str, Any], path: str, rules: Rules) -> Iterator[tuple[str
 
 def _tools(sent: dict[str, Any], rules: Rules) -> Iterator[tuple[str, str]]:
     choice, tools = sent.get("tool_choice"), sent.get("tools")
+    parsed = rules.tool_parser or text_formats(rules.own_parser, rules.directory).family is not None
     if choice not in (None, "none", "auto"):
         if not rules.engine.forces_calls:
             yield "tool_choice", "the engine leaves the choice to the model"
-    elif tools and not rules.tool_parser:
-        yield "tools" if choice is None else "tool_choice", "no tool parser here (TOOL_CALL_PARSER); calls come as plain text"
-    if sent.get("parallel_tool_calls") is False and tools and rules.tool_parser and not rules.engine.forces_calls:
+    elif tools and not parsed:
+        yield "tools" if choice is None else "tool_choice", "no parser for this model's calls (TOOL_CALL_PARSER); they come as plain text"
+    if sent.get("parallel_tool_calls") is False and tools and parsed and not rules.engine.forces_calls:
         yield "parallel_tool_calls", "the engine leaves the number of calls to the model"
 
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from handler.fastdeploy.text_formats import OWN_PARSERS
+
 __all__ = [
     "INTEGER_VARIABLES",
     "NUMBER_VARIABLES",
@@ -129,7 +131,8 @@ def name_problems(values: Mapping[str, Any], environment: Mapping[str, str], rel
         for dest, known in _PARSERS.items():
             name = values.get(dest)
             if name and str(name).replace("_", "-") not in known:  # as the engine reads it
-                expected = f"one of FastDeploy {release}'s own, {', '.join(known)}, or a file that registers it (TOOL_PARSER_PLUGIN)"
+                ours = f"one of the worker's, {', '.join(OWN_PARSERS)}, " if dest == "tool_call_parser" else ""
+                expected = f"{ours}one of FastDeploy {release}'s own, {', '.join(known)}, or a file that registers it (TOOL_PARSER_PLUGIN)"
                 problems.append(f"{dest.upper()}: got {name!r}, expected {expected}")
     method = values.get("speculative_config", {}).get("method")
     methods = [names for first, names in _METHODS.items() if order(first) <= order(release)][-1]

@@ -239,7 +239,7 @@ PARSERS = {"REASONING_PARSER": "ernie-45-vl ernie-45-vl-thinking ernie-x1 qwen3"
 
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(("variable", "unknown"), [
-    ("TOOL_CALL_PARSER", "hermes"),
+    ("TOOL_CALL_PARSER", "mistral"),
     ("TOOL_CALL_PARSER", "qwen3"),
     ("REASONING_PARSER", "deepseek_r1"),
     ("REASONING_PARSER", "Qwen3"),
@@ -249,8 +249,9 @@ def test_a_parser_that_the_engine_lacks_is_refused_with_those_it_has_unless_a_pl
 ) -> None:
     own = PARSERS[variable].split()
     (problem,) = problems({variable: unknown}, release=release)
+    ours = "one of the worker's, auto, off, hermes, ernie, qwen-xml, glm, deepseek, gpt-oss, " if variable == "TOOL_CALL_PARSER" else ""
     assert problem == (
-        f"{variable}: got {unknown!r}, expected one of FastDeploy {release}'s own, {', '.join(own)}, "
+        f"{variable}: got {unknown!r}, expected {ours}one of FastDeploy {release}'s own, {', '.join(own)}, "
         "or a file that registers it (TOOL_PARSER_PLUGIN)"
     )
     assert problems({EXTRA_ARGS: f"--{variable.lower().replace('_', '-')} {unknown}"}, release=release) == [problem]
