@@ -6,7 +6,6 @@
  4. `reading`    the order of an answer: thought, text, calls.
  5. `rewriter`   the frames of a stream, or a whole answer, with calls and thoughts in the fields that OpenAI's clients read.
  6. `thinking`   what a chat template knows of thinking: which variable turns it on or off, and whether the prompt opens the thought.
- 7. `constraints` what is asked of the engine for tool_choice, parallel_tool_calls, strict and response_format, or why it cannot be.
 
-Not here: prompts (the engine renders its template), constrained decoding itself (the engine's work), text completions.
+Not here: prompts (the engine renders its template), constrained decoding (the engine's work), text completions.
 """
