@@ -117,10 +117,10 @@ def list_files(repository: str, revision: str, hub: Hub) -> Listing:
 
 
 def download(listing: Listing, cache: Path, hub: Hub) -> Path:
-    """Bring the files of a listing into `cache` and return the folder of the snapshot; what is there already is not fetched again.
+    """Download the files of a listing into `cache` and return the folder of the snapshot; files that are there are not fetched again.
 
     Raises:
-        ModelUnavailable: saying what is wrong and which variable to set. What has been received by then stays for the next try.
+        ModelUnavailable: saying what is wrong and which variable to set. What has been received stays for the next try.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
