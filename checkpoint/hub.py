@@ -119,12 +119,12 @@ def list_files(repository: str, revision: str, hub: Hub) -> Listing:
 
 
 def download(listing: Listing, cache: Path, hub: Hub, accept: Callable[[Mapping[str, Any]], None] = lambda _: None) -> Path:
-    """Bring the files of a listing into `cache` and return the folder of the snapshot; what is there already is not fetched again.
+    """Download the files of a listing into `cache` and return the folder of the snapshot; files that are there are not fetched again.
 
     `accept` gets the config.json before any large file is fetched, and raises where such a checkpoint would be of no use.
 
     Raises:
-        ModelUnavailable: saying what is wrong and which variable to set. What has been received by then stays for the next try.
+        ModelUnavailable: saying what is wrong and which variable to set. What has been received stays for the next try.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars

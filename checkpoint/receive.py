@@ -1,7 +1,7 @@
 """Receive one large file onto a disk: continued where an earlier try stopped, checked by its SHA-256, named only when it is whole.
 
-`fill` brings a partial file to its full length and tells the digest of all it holds; the image builder uses it for every input. `Receiver`
-does the rest for a cache of the Hugging Face hub, which several workers may share: rules 1 to 3 of `hub`.
+`fill` completes a partial file and returns the digest of all it holds; the image builder uses it for every input. `Receiver` does the rest
+for a cache of the Hugging Face hub, which several workers may share: rules 1 to 3 of `hub`.
 """
 
 from __future__ import annotations

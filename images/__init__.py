@@ -11,8 +11,8 @@
   8. `contents`   an image's layers from the bottom to the top, before anything is written.
   9. `layout`     an image on disk as an OCI layout, always whole; `context` reads a user's words, `build` runs the steps 1 to 9.
  10. `verify`     a second reader, which checks a layout with nothing of the above but digests.
- 11. `auth`, `registry`, `index`, `scan` ask registries and package indexes; `download` brings one file, `resolve` pins what there is
-     today, `fetch` brings all inputs of an image.
+ 11. `auth`, `registry`, `index`, `scan` ask registries and package indexes; `download` receives one file, `resolve` pins what there is
+     today, `fetch` gets all inputs of an image.
  12. `skopeo`, `push`, `mirror`, `load` copy images and inputs to a registry or into Docker; `programs` checks that these are there.
 
 `apply` is for `docker build`; `arguments` reads key=value words; `__main__` has the table of commands.

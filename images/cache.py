@@ -63,8 +63,8 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
         except OSError as error:
-            said = error.strerror or error
-            raise ImageError(f"cache: {self.root}: cannot be written ({said}); free space, or name another folder with cache=") from None
+            reason = error.strerror or error
+            raise ImageError(f"cache: {self.root}: cannot be written ({reason}); free space, or name another folder with cache=") from None
 
     def known_layer(self, key: Digest) -> tuple[Digest, int] | None:
         """Return digest and size of the layer that was built from the inputs of this key, or None."""

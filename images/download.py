@@ -32,7 +32,7 @@ from images.digest import Digest
 from images.lock_entries import File, LockedModel
 from images.registry import ImageReference, RegistryRepository, unreachable_on_http_errors
 
-__all__ = ["Input", "Location", "bring", "file_input", "model_inputs", "on_hub", "on_web", "pin", "size_at"]
+__all__ = ["Input", "Location", "download_input", "file_input", "model_inputs", "on_hub", "on_web", "pin", "size_at"]
 
 _LARGE = 64 << 20
 """Bytes from which a file gets a line of its own."""
@@ -91,7 +91,7 @@ def _on_mirrors(mirrors: Sequence[str], digest: Digest) -> Iterator[Location]:
         yield Location(name=f"{mirror}@{digest}", host=repository.reference.registry, open=partial(repository.blob, digest))
 
 
-def bring(wanted: Input, cache: Cache, tell: Tell = say, silent: set[str] | None = None) -> Path:
+def download_input(wanted: Input, cache: Cache, tell: Tell = say, silent: set[str] | None = None) -> Path:
     """Return the file of the cache that holds the input, downloaded if it is not there yet.
 
     `silent` are hosts that did not answer before: they are skipped, and a host that does not answer now is added.
@@ -110,7 +110,7 @@ def bring(wanted: Input, cache: Cache, tell: Tell = say, silent: set[str] | None
             try:
                 if location.host in silent:
                     raise Silent(f"{location.name}: {location.host} did not answer before")
-                return _bring_from(location, wanted, path, tell)
+                return _download_from(location, wanted, path, tell)
             except (Unreachable, DigestMismatch) as error:
                 errors.append(error)
                 silent |= {location.host} if isinstance(error, Silent) else set()
@@ -143,7 +143,7 @@ def size_at(location: Location) -> int:
         return int(response.headers.get("Content-Length") or 0)
 
 
-def _bring_from(location: Location, wanted: Input, path: Path, tell: Tell) -> Path:
+def _download_from(location: Location, wanted: Input, path: Path, tell: Tell) -> Path:
     part = path.with_name(f"{path.name}.part")
     found = _receive(location, wanted.size, part, tell)
     if found != wanted.digest:

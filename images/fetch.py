@@ -1,4 +1,4 @@
-"""Bring all inputs of an image into the cache: pin what the lock lacks, then download what the cache lacks.
+"""Fetch all inputs of an image into the cache: pin what the lock lacks, then download what the cache lacks.
 
 With locked=yes nothing is pinned: an input that the lock lacks is an error, as continuous integration and a release want it.
 """
@@ -17,7 +17,7 @@ from images.build_errors import UnknownChoice, Unlocked, Unreachable
 from images.cache import Cache
 from images.context import BUILD_KEYS, Context, Tell, say
 from images.digest import Digest, file_digest
-from images.download import Input, bring, file_input, model_inputs
+from images.download import Input, download_input, file_input, model_inputs
 from images.lock import Pinned
 from images.lock_entries import EngineWheel, File, LockedModel, LockEntry, Packages
 
@@ -34,20 +34,20 @@ def fetch(entries: Iterable[LockEntry], cache: Cache, tell: Tell = say, *, only:
     for entry in entries:
         if isinstance(entry, Packages):
             chosen = tuple(file for file in entry.wheels if only in (None, file.digest))
-            _bring_packages(replace(entry, wheels=chosen), cache, tell, silent)
+            _download_packages(replace(entry, wheels=chosen), cache, tell, silent)
         for wanted in _inputs(entry):
             if only in (None, wanted.digest):
-                bring(wanted, cache, tell, silent)
+                download_input(wanted, cache, tell, silent)
 
 
 def _inputs(entry: LockEntry) -> Iterable[Input]:
-    """Return the files of a row, apart from the worker's packages, which pip brings."""
+    """Return the files of a row, apart from the worker's packages, which pip downloads."""
     if isinstance(entry, EngineWheel):
         return [file_input(entry.file, entry.mirrors)]
     return model_inputs(entry, os.environ) if isinstance(entry, LockedModel) else []
 
 
-def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[str]) -> None:
+def _download_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[str]) -> None:
     """Download the worker's packages: pip asks the user's index for those that are missing, and the mirrors have the rest."""
     missing = [file for file in packages.wheels if not cache.has(file.digest, file.size)]
     if not missing:
@@ -70,7 +70,7 @@ def _bring_packages(packages: Packages, cache: Cache, tell: Tell, silent: set[st
     if failed and not packages.mirrors:
         raise Unreachable(failed)
     for file in missing:
-        bring(file_input(file, packages.mirrors), cache, tell, silent)
+        download_input(file_input(file, packages.mirrors), cache, tell, silent)
 
 
 def _requirement(file: File) -> str:
@@ -105,8 +105,8 @@ def _run(values: Mapping[str, str]) -> int:
 
 COMMAND = Command(
     name="fetch",
-    help="Bring the inputs of an image into the cache, from their origin or from a mirror; pin those that the lock lacks.",
+    help="Fetch the inputs of an image into the cache, from their origin or from a mirror; pin those that the lock lacks.",
     # Those of `build`, so that both take the same words.
-    keys=(*BUILD_KEYS, Key("only", "The digest of the one file to bring; empty brings all.")),
+    keys=(*BUILD_KEYS, Key("only", "The digest of the one file to fetch; empty fetches all.")),
     run=_run,
 )

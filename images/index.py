@@ -77,8 +77,9 @@ def download_wheels(requirements: Iterable[str], folder: Path, python: str, size
         environment = {**os.environ, "TMPDIR": temporary}  # where pip keeps a wheel until it is whole
 
         def received() -> int:
-            paths = [path for top in (temporary, folder) for path in Path(top).rglob("*.whl")]
-            return sum(_size(path) for path in paths)
+            # pip keeps its own copy of a wheel that it has put into the folder.
+            sizes = {path.name: _size(path) for top in (temporary, folder) for path in Path(top).rglob("*.whl")}
+            return sum(sizes.values())
 
         with Progress(size, "wheels", tell=tell, measure=received):
             _pip(["download", "--require-hashes", "--requirement", str(listed), "--dest", str(folder), *_for(python)], environment)

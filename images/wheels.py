@@ -128,8 +128,8 @@ def _unpacked(file: File, archive: zipfile.ZipFile, paths: InstallPaths) -> list
         destination = _Destination(paths=paths, archive=archive, record=_record(source), name=file.name)
         install(source, destination, {})
     except (InstallerError, ValueError, KeyError, AssertionError, zipfile.BadZipFile, configparser.Error) as error:
-        said = "; ".join(getattr(error, "issues", [str(error) or type(error).__name__]))
-        raise BadSource(f"{file.name}: not a wheel that can be unpacked: {said}") from None
+        reason = "; ".join(getattr(error, "issues", [str(error) or type(error).__name__]))
+        raise BadSource(f"{file.name}: not a wheel that can be unpacked: {reason}") from None
     for entry in destination.entries:
         top = entry.path.removeprefix(paths.packages + "/").split("/", 1)[0]
         if top in paths.reserved:

@@ -23,7 +23,7 @@ _PATIENCE = 600
 
 
 class NixFailed(Exception):
-    """Nix is missing, or said no; the text ends with its last words."""
+    """Nix is missing, or failed; the text ends with the end of its output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Nix:
         """Run one command, such as build or flake check, in the tree, and return what it printed.
 
         Raises:
-            NixFailed: with what it said.
+            NixFailed: with its output.
         """
         return self._run(self.command(*words), variables)
 

@@ -17,7 +17,7 @@ from checkpoint import http_client
 from images.build_errors import DigestMismatch, ImageError, Unreachable
 from images.cache import Cache
 from images.digest import Digest
-from images.download import Input, Location, bring, on_hub, on_web, pin
+from images.download import Input, Location, download_input, on_hub, on_web, pin
 from tests.images.made import ROOT
 from tests.twins.model_hub import Fault, ModelHub
 
@@ -54,13 +54,13 @@ def wanted(*places: Location) -> Input:
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_was(hub: ModelHub, tmp_path: Path) -> None:
     hub.faults[FILE] = Fault(times=3, drop_after=1 << 20)
-    assert bring(wanted(place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
+    assert download_input(wanted(place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
     assert hub.received(FILE) < len(CONTENT) * 1.2
 
 
 def test_a_server_without_ranges_is_read_from_its_beginning_again(hub: ModelHub, tmp_path: Path) -> None:
     hub.faults[FILE] = Fault(times=2, drop_after=2 << 20, ignore_range=True)
-    assert bring(wanted(place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
+    assert download_input(wanted(place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
 
 
 def test_rule_2_a_killed_fetch_is_taken_up_by_the_next_one(hub: ModelHub, tmp_path: Path) -> None:
@@ -70,10 +70,10 @@ import sys
 from pathlib import Path
 from images.cache import Cache
 from images.digest import Digest
-from images.download import Input, bring, on_web
+from images.download import Input, download_input, on_web
 places = (on_web({f"{hub.url}/{NAME}/resolve/main/{FILE}"!r}),)
 wanted = Input(name="x", size={len(CONTENT)}, digest=Digest({Digest.of(CONTENT).hex!r}), locations=places)
-bring(wanted, Cache(Path({str(tmp_path)!r}, "cache")))
+download_input(wanted, Cache(Path({str(tmp_path)!r}, "cache")))
 """
     part = tmp_path / "cache" / "sha256" / f"{Digest.of(CONTENT).hex}.part"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
@@ -83,14 +83,14 @@ bring(wanted, Cache(Path({str(tmp_path)!r}, "cache")))
     have = part.stat().st_size
     assert 0 < have < len(CONTENT)
     assert not part.with_suffix("").exists()
-    assert bring(wanted(place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
+    assert download_input(wanted(place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
     assert f"bytes={have}-" in {request.range for request in hub.requests}
 
 
 def test_rule_1_wrong_bytes_never_have_the_final_name(hub: ModelHub, tmp_path: Path) -> None:
     hub.faults[FILE] = Fault(times=9, wrong=True)
     with pytest.raises(DigestMismatch, match=str(Digest.of(CONTENT))):
-        bring(wanted(place(hub)), Cache(tmp_path / "cache"))
+        download_input(wanted(place(hub)), Cache(tmp_path / "cache"))
     assert [path.name for path in (tmp_path / "cache" / "sha256").iterdir()] == []
 
 
@@ -99,42 +99,42 @@ def test_rule_3_a_later_place_has_what_the_first_one_lost_or_changed(hub: ModelH
     away = on_web("http://127.0.0.1:9/nobody/listens/here")
     hub.faults[FILE] = Fault(wrong=True)
     changed = place(hub)
-    assert bring(wanted(gone, away, changed, place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
+    assert download_input(wanted(gone, away, changed, place(hub)), Cache(tmp_path / "cache")).read_bytes() == CONTENT
 
 
 def test_what_is_nowhere_is_named_with_what_every_place_said(hub: ModelHub, tmp_path: Path) -> None:
     gone = on_web(f"{hub.url}/{NAME}/resolve/main/no-such-file")
     away = on_web("http://127.0.0.1:9/nobody/listens/here")
     with pytest.raises(Unreachable) as raised:
-        bring(wanted(gone, away), Cache(tmp_path / "cache"))
+        download_input(wanted(gone, away), Cache(tmp_path / "cache"))
     assert all(words in str(raised.value) for words in (f"{NAME}/{FILE}", "404", "nobody/listens/here", "refused"))
 
 
 def test_a_host_that_did_not_answer_is_not_waited_for_again(hub: ModelHub, tmp_path: Path) -> None:
     cache, silent = Cache(tmp_path / "cache"), set[str]()
     away = on_web("http://127.0.0.1:9/nobody/listens/here")
-    bring(wanted(away, place(hub)), cache, silent=silent)
+    download_input(wanted(away, place(hub)), cache, silent=silent)
     assert silent == {"127.0.0.1:9"}
     other = Input(name="other", size=1, digest=Digest.of(b"x"), locations=(away,))
     with pytest.raises(Unreachable, match="did not answer before"):
-        bring(other, cache, silent=silent)
+        download_input(other, cache, silent=silent)
 
 
 def test_a_file_that_is_there_is_not_asked_for(hub: ModelHub, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    bring(wanted(place(hub)), cache)
+    download_input(wanted(place(hub)), cache)
     hub.requests.clear()
-    bring(wanted(place(hub)), cache)
+    download_input(wanted(place(hub)), cache)
     assert hub.requests == []
 
 
 def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub: ModelHub, tmp_path: Path) -> None:
     hub.repositories[NAME].private = True
     with pytest.raises(Unreachable, match=r"40[134]"):
-        bring(wanted(place(hub)), Cache(tmp_path / "cache"))
+        download_input(wanted(place(hub)), Cache(tmp_path / "cache"))
     hub.repositories[NAME].allowed.add("hf_secret")
     hub.requests.clear()
-    bring(wanted(place(hub, token="hf_secret")), Cache(tmp_path / "cache"))
+    download_input(wanted(place(hub, token="hf_secret")), Cache(tmp_path / "cache"))
     tokens = {request.path.split("/")[1]: request.token for request in hub.requests}
     assert tokens == {"some": "hf_secret", "content": ""}
 
@@ -161,12 +161,12 @@ def test_a_disk_that_cannot_be_written_is_named(hub: ModelHub, tmp_path: Path) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(ImageError, match=r"cache: .*/cache: cannot be written \(File too large\); free space, or name another"):
-            bring(wanted(place(hub)), Cache(tmp_path / "cache"))
+            download_input(wanted(place(hub)), Cache(tmp_path / "cache"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ImageError, match=r"cache: .*/file: cannot be written"):
-        bring(wanted(place(hub)), Cache(tmp_path / "file"))
+        download_input(wanted(place(hub)), Cache(tmp_path / "file"))
 
 
 def test_an_endpoint_may_end_with_a_slash() -> None:
@@ -175,4 +175,4 @@ def test_an_endpoint_may_end_with_a_slash() -> None:
 
 def test_only_addresses_of_the_web_are_asked(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="https://"):
-        bring(wanted(on_web(f"file://{os.path.abspath(__file__)}")), Cache(tmp_path / "cache"))  # noqa: PTH100
+        download_input(wanted(on_web(f"file://{os.path.abspath(__file__)}")), Cache(tmp_path / "cache"))  # noqa: PTH100

@@ -14,7 +14,7 @@ from ci.hosts.shared import Hosts
 from images.build import build_image
 from images.cache import Cache
 from images.digest import Digest
-from images.download import Input, bring, on_hub
+from images.download import Input, download_input, on_hub
 from images.index import download_wheels
 from images.layout import OciLayout
 from images.lock import Lock
@@ -52,7 +52,7 @@ def test_a_download(tmp_path: Path) -> None:
         commit = hub.add("org/name", tmp_path / "model")
         hub.faults["big.safetensors"] = Fault(bytes_per_second=4 << 20)
         location = on_hub("org/name", commit, "big.safetensors", hub.environment())
-        bring(Input(name="x", size=len(content), digest=Digest.of(content), locations=(location,)), Cache(tmp_path), lines.append)
+        download_input(Input(name="x", size=len(content), digest=Digest.of(content), locations=(location,)), Cache(tmp_path), lines.append)
     assert shown(lines, r"big\.safetensors")
 
 
