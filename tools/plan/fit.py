@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ _STACKED = 80
 
 _BESIDE_WEIGHTS = 10
 """Gigabytes of container disk for logs, compiled kernels and caches."""
+
+_BLOCK = 64
+"""Tokens of a block of FastDeploy's cache."""
 
 _FREE_SHARE = 0.1
 """The RunPod SDK ends a worker with less than this share of its disk free."""
@@ -57,6 +60,8 @@ class PlanRequest:
     quantization: str = ""
     length: int = 0
     requests: int = 8
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the worker beside these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,11 @@ class Fit:
     def tokens(self) -> int:
         """For how many tokens there is cache."""
         return self.estimate.tokens(self.usable)
+
+    def longest(self, positions: int) -> int:
+        """Return the longest request that there is cache for, in whole blocks of 64 tokens; `positions` is the model's own longest."""
+        tokens = self.tokens // _BLOCK * _BLOCK
+        return min(tokens, positions) if positions else tokens
 
 
 def read_pools(gpus: Sequence[GpuType]) -> dict[str, Pool]:
@@ -183,7 +193,7 @@ def _values(model: ModelSummary, asked: PlanRequest, target: Target) -> Mapping[
         "QUANTIZATION": asked.quantization,
         "MAX_MODEL_LEN": str(asked.length or ""),
         "MAX_NUM_SEQS": str(asked.requests),
-    }
+    } | dict(asked.variables)
     gpus = tuple(Gpu(index=index) for index in range(asked.count))
     host = Host(gpus=gpus, free_ports=lambda wanted: range(40000, 40000 + wanted), log_directory=Path("logs"))
     release = ".".join(target.release.split(".")[:2])
@@ -191,10 +201,11 @@ def _values(model: ModelSummary, asked: PlanRequest, target: Target) -> Mapping[
 
 
 def unserved(model: ModelSummary, target: Target) -> str:
-    """Return the architecture that the image's release is known not to serve; "" where it may."""
+    """Return why the image's release cannot serve the model; "" where it may."""
     names = [str(name) for name in model.config.get("architectures", ())]
     old = target.release.startswith(("2.3.", "2.4."))
-    return names[0] if old and names and not any(name.startswith(_SERVED) for name in names) else ""
+    lacks = old and names and not any(name.startswith(_SERVED) for name in names)
+    return f"FastDeploy {target.release} has no {names[0]}" if lacks else ""
 
 
 def container_disk(stored: int) -> int:
@@ -204,7 +215,7 @@ def container_disk(stored: int) -> int:
 
 def with_length(asked: PlanRequest, fit: Fit) -> PlanRequest:
     """Return the same with the longest requests that there is cache for, in whole blocks of 64 tokens."""
-    return replace(asked, length=fit.tokens // 64 * 64)
+    return replace(asked, length=fit.tokens // _BLOCK * _BLOCK)
 
 
 def _shown(gib: int) -> int:
