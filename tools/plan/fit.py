@@ -10,6 +10,7 @@ from typing import Any
 
 from checkpoint.size import Estimate, Load, estimate, loaded_size, shape_of
 from handler.errors import InvalidSettings
+from handler.fastdeploy.flags import variable_names
 from handler.fastdeploy.start import Gpu, Host, prepare
 from handler.settings import read_settings
 from images.build_errors import UnknownChoice, nearest
@@ -17,7 +18,19 @@ from images.gpu_types import GpuType, named
 from images.releases import Releases, Target
 from tools.plan.listing import ModelSummary
 
-__all__ = ["Fit", "PlanRequest", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
+__all__ = [
+    "Fit",
+    "PlanRequest",
+    "Pool",
+    "container_disk",
+    "evaluate",
+    "find_pool",
+    "image_for",
+    "pool_of",
+    "read_pools",
+    "unserved",
+    "with_length",
+]
 
 _GIB = 1 << 30
 _SHOWN_SHARE = 15 / 16
@@ -103,7 +116,7 @@ def read_pools(gpus: Sequence[GpuType]) -> dict[str, Pool]:
     for gpu in gpus:
         if gpu.pool:
             members.setdefault(gpu.pool, []).append(gpu)
-    pools = [_pool(name, inside) for name, inside in members.items()]
+    pools = [pool_of(name, inside) for name, inside in members.items()]
     return {pool.name: pool for pool in sorted(pools, key=lambda pool: pool.gib)}
 
 
@@ -119,7 +132,7 @@ def find_pool(name: str, gpus: Sequence[GpuType]) -> Pool:
     meant = named(name, gpus)
     homes = sorted({gpu.pool for gpu in meant if gpu.pool})
     if len(homes) == 1:
-        return _pool(homes[0], [gpu for gpu in meant if gpu.pool], asked=name)
+        return pool_of(homes[0], [gpu for gpu in meant if gpu.pool], asked=name)
     expected = f"expected a GPU, or one of RunPod's pools: {', '.join(pools)}"
     if homes:
         raise UnknownChoice(f"gpu: got {name!r}, which is in {' and in '.join(homes)}; {expected}")
@@ -128,7 +141,8 @@ def find_pool(name: str, gpus: Sequence[GpuType]) -> Pool:
     raise UnknownChoice(f"gpu: got {name!r}, {expected}{nearest(name.upper(), pools)}")
 
 
-def _pool(name: str, gpus: Sequence[GpuType], asked: str = "") -> Pool:
+def pool_of(name: str, gpus: Sequence[GpuType], asked: str = "") -> Pool:
+    """Return a pool, or the part of one, that has these GPUs; `asked` is how a part was named."""
     return Pool(
         name=name,
         architectures=tuple(sorted({gpu.architecture for gpu in gpus})),
@@ -197,7 +211,9 @@ def _values(model: ModelSummary, asked: PlanRequest, target: Target) -> Mapping[
     gpus = tuple(Gpu(index=index) for index in range(asked.count))
     host = Host(gpus=gpus, free_ports=lambda wanted: range(40000, 40000 + wanted), log_directory=Path("logs"))
     release = ".".join(target.release.split(".")[:2])
-    return prepare(read_settings(texts), model.name, model.config, host=host, texts=texts, release=release).values
+    return prepare(
+        read_settings(texts, engine_names=variable_names()), model.name, model.config, host=host, texts=texts, release=release
+    ).values
 
 
 def unserved(model: ModelSummary, target: Target) -> str:

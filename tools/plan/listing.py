@@ -15,7 +15,7 @@ from images.build_errors import nearest
 from tools.generate.presets import PRESETS
 from tools.plan.parameters import weights_of
 
-__all__ = ["ModelSummary", "read_model"]
+__all__ = ["ModelSummary", "read_hosted", "read_model"]
 
 _WEIGHTS = (".safetensors", ".pdparams", ".bin")
 
@@ -59,7 +59,7 @@ def read_model(name: str, place: Path, hub: Hub) -> ModelSummary:
         raise ModelUnavailable(
             f"model: got {name!r}, which is no directory and no config.json here, and no repository name of the form org/name{_like(name)}"
         )
-    return _from_hub(name, hub)
+    return read_hosted(name, hub)
 
 
 def _from_directory(name: str, directory: Path) -> ModelSummary:
@@ -81,9 +81,14 @@ def _from_config(name: str, file: Path) -> ModelSummary:
     return ModelSummary(name=name, config=config, stored=stored, download=stored, is_counted=True)
 
 
-def _from_hub(name: str, hub: Hub) -> ModelSummary:
+def read_hosted(name: str, hub: Hub, revision: str = "") -> ModelSummary:
+    """Return the model of the repository `name` of the hub at a revision, by default its main branch; no weight is read.
+
+    Raises:
+        ModelUnavailable: in one sentence: what is missing or wrong, and what to do.
+    """
     try:
-        listing = list_files(name, "", hub)
+        listing = list_files(name, revision, hub)
     except ModelUnavailable as error:
         raise ModelUnavailable(f"{error}{_like(name) if _says_missing(error.__cause__) else ''}") from None
     # Not before: the library does not import with an address that is none, which `list_files` refuses.
