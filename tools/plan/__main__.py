@@ -22,9 +22,9 @@ from tools.plan.advise import advise
 from tools.plan.fit import PlanRequest, Pool, find_pool, image_for, read_pools
 from tools.plan.listing import ModelSummary, read_model
 from tools.plan.paste import commands
+from tools.plan.pool_table import plan_pools, table
 from tools.plan.prices import read_prices
 from tools.plan.report import report
-from tools.plan.table import plan_pools, table
 
 __all__ = ["COMMAND"]
 

@@ -23,7 +23,7 @@ from tools.plan.advise import change_text, smallest_change
 from tools.plan.fit import Fit, PlanRequest, evaluate, image_for, read_pools
 from tools.plan.listing import ModelSummary
 from tools.plan.parameters import weights_of
-from tools.plan.table import plan_pools
+from tools.plan.pool_table import plan_pools
 
 RELEASES = read_releases()
 POOLS = read_pools(read_gpu_types())
