@@ -121,7 +121,8 @@ class Command:
 
     def usage(self, typed: str) -> str:
         """Return what the command takes; `typed` is how a person calls it, such as `ci/just plan`."""
-        words = [f"{key.name}=..." for key in self.keys if key.required] + ["[key=value ...]"] * any(not key.required for key in self.keys)
+        words = [f"{key.name}=..." for key in self.keys if key.required]
+        words += ["[key=value ...]"] if len(words) < len(self.keys) else []
         width = max((len(key.name) for key in self.keys), default=0)
         lines = [f"  {key.name:<{width}}  {key.usage()}" for key in self.keys]
         return "\n".join([" ".join([f"usage: {typed}", *words]), "", self.help, *([""] if lines else []), *lines])
@@ -216,8 +217,9 @@ def _split(word: str, keys: Sequence[Key], given: Mapping[str, str]) -> tuple[Ke
         return bare, bare.name, word
     if equals and name:
         names = [key.name for key in keys]
-        near = nearest(name.replace("_", "-"), names)
-        raise UnknownChoice(f"{name}: unknown key{near}; expected " + (f"one of {', '.join(names)}" if names else "none"))
+        expected = f"expected one of {', '.join(names)}" if names else "expected none"
+        text = f", or {bare.name}=TEXT for a text with = in it" if bare and bare.name not in given else ""
+        raise UnknownChoice(f"{name}: unknown key{nearest(name.replace('_', '-'), names)}; {expected}{text}")
     hint = f"{key.name}=..." if key else "key=value" + nearest(name.lstrip("-"), [key.name for key in keys])
     quoting = f"; {bare.name} is {given[bare.name]!r} already: quote a text of several words" if bare and bare.name in given else ""
     raise UnknownChoice(f"got {word!r}, expected {hint}{quoting}")

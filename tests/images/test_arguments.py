@@ -52,6 +52,7 @@ def test_a_bare_word_is_the_value_of_the_key_that_takes_one(text: str) -> None:
     [
         (["arhc=cpu"], r"arhc: unknown key; did you mean arch\?; expected one of arch, out, dir, dry-run, count, env.NAME"),
         (["arch=cpu", "--ot=1"], r"ot: unknown key; did you mean out\?"),
+        (["arch=cpu", "x=1, solve"], "x: unknown key; expected one of .*, or dir=TEXT for a text with = in it"),
         (["arch=cpu", "dry_rum=yes"], r"dry_rum: unknown key; did you mean dry-run\?"),
         (["arch=cpu", "arch=sm89"], "arch: given twice, as 'cpu' and 'sm89'"),
         (["arch=cpu", "dry-run=no", "dry_run=no"], "dry-run: given twice"),

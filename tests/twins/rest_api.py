@@ -80,6 +80,8 @@ class Twin:
         self.lag = 0
         """Looks at the workers after a change that still find the old release, and its workers up to date."""
         self.grown = asyncio.Event()
+        self.prices: dict[str, float] = {}
+        """USD an hour of a GPU, by pool."""
         self._looks: dict[str, int] = {}
         self._registry = Registry()
 
@@ -214,7 +216,12 @@ class Twin:
         }
         pools |= {"NVIDIA RTX A4000": "AMPERE_16", "NVIDIA RTX 2000 Ada Generation": "AMPERE_16", "NVIDIA B200": "BLACKWELL_180"}
         return web.json_response(
-            {"gpus": [{"id": name, "name": name, "pool": pool} for name, pool in {**pools, "NVIDIA Next": "ADA_24"}.items()]}
+            {
+                "gpus": [
+                    {"id": name, "name": name, "pool": pool, "price": {"serverless": self.prices.get(pool)}}
+                    for name, pool in {**pools, "NVIDIA Next": "ADA_24"}.items()
+                ]
+            }
         )
 
     async def _list(self, *_: Any) -> web.Response:

@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 
 from checkpoint.http_client import is_loopback
+from checkpoint.hub import Hub
 from images.arguments import Command, call, complain, mask_addresses
 from images.build_errors import UnknownChoice
 from images.gpu_types import read_gpu_types
@@ -49,7 +50,7 @@ class Prepared:
 def run(values: Mapping[str, str]) -> int:
     """Deploy, and return the exit code."""
     key = os.environ.get("RUNPOD_API_KEY", "").strip()
-    mask = Mask([key])
+    mask = Mask([key, os.environ.get("HF_TOKEN", "")])
     try:
         prepared = _prepare(read_deploy_options(values, default_tests=ROOT / ".runpod" / "tests.json", environment=os.environ), key)
         # Before the loop: a Ctrl-C ends it at once, and there is nothing to take back.
@@ -170,6 +171,7 @@ async def _carry_out(prepared: Prepared, image: PushedImage | None, mask: Mask, 
             session=session,
             key=prepared.key,
             base=prepared.base,
+            hub=Hub(endpoint=os.environ.get("HF_ENDPOINT", ""), token=os.environ.get("HF_TOKEN", "")),
             say=say,
             mask=mask,
         )
@@ -184,7 +186,8 @@ COMMAND = Command(
     help="""\
 Put an image on a RunPod endpoint, test that it answers, and go back if it does not.
 
-RUNPOD_API_KEY holds the key, and is never printed. RUNPOD_API_BASE_URL and RUNPOD_ENDPOINT_BASE_URL name other servers.""",
+RUNPOD_API_KEY holds the key, and is never printed; HF_TOKEN lets the size of a gated model be read.
+RUNPOD_API_BASE_URL and RUNPOD_ENDPOINT_BASE_URL name other servers.""",
     keys=KEYS,
     run=run,
     conflicts=conflicts,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import aiohttp
 
+from checkpoint.hub import Hub
+from handler.settings import Settings
 from images.gpu_types import GpuType
 from tools.deploy.acceptance import AcceptanceTest, EndpointClient
 from tools.deploy.api_answers import Endpoint
@@ -19,6 +21,7 @@ from tools.deploy.deploy_errors import ApiError, DeployError, DeployRefused, Out
 from tools.deploy.deploy_options import DeployOptions
 from tools.deploy.endpoint_changes import create_body, differences, makes_release, merge, patch_for, undo
 from tools.deploy.masking import Mask, secrets_of
+from tools.deploy.memory_check import check_memory
 from tools.deploy.pushed_image import PushedImage
 from tools.deploy.rollout_watch import RolloutWatch
 from tools.deploy.runpod_api import Json, RunPodApi
@@ -45,6 +48,7 @@ class Deployment:
     key: str
     base: str | None
     """Stands in for RunPod's own address of endpoints."""
+    hub: Hub
     say: Callable[[str], None]
     mask: Mask
     left: str = "nothing was sent"
@@ -82,11 +86,11 @@ class Deployment:
                 raise
             self.say(f"{error}; pools are taken from images/gpus.toml")
 
-    def _check(self, pools: Sequence[str], excluded: Sequence[str], env: Mapping[str, str], gpus: int) -> tuple[int, float]:
-        """Return how many requests a worker answers at the same time, and how many seconds its engine may take to start.
+    async def _check(self, pools: Sequence[str], excluded: Sequence[str], env: Mapping[str, str], gpus: int) -> tuple[Settings, int | None]:
+        """Return what the worker will make of its variables, and the gigabytes of disk that the model takes, where that is known.
 
         Raises:
-            DeployRefused: when image, GPUs and variables cannot work together.
+            DeployRefused: when image, GPUs, variables and model cannot work together.
         """
         if self.image.is_known and not self.options.cpu and pools:
             check_gpus(self.image, pools, excluded, self._market)
@@ -95,8 +99,24 @@ class Deployment:
                     self.say(f"{name}, of pool {pool}, is not in images/gpus.toml: whether the image runs on it was not checked")
         if self.image.is_known and not pools and not self.image.is_cpu:
             raise DeployRefused(f"cpu: {self.image.reference} holds FastDeploy, which needs a GPU; expected an image of arch=cpu")
-        engine = check_variables(self.image, env, gpus).engine
-        return engine.max_num_seqs, engine.startup_timeout
+        settings = check_variables(self.image, env, gpus)
+        if self.image.is_cpu or not self.image.is_known:
+            return settings, None
+        return settings, await self._check_memory(settings, pools, excluded, env, gpus)
+
+    async def _check_memory(
+        self, settings: Settings, pools: Sequence[str], excluded: Sequence[str], env: Mapping[str, str], gpus: int
+    ) -> int | None:
+        inside = {pool: [gpu for gpu in self._market.types if gpu.pool == pool and gpu.name not in excluded] for pool in pools}
+        known = {pool: types for pool, types in inside.items() if types}
+        found = await asyncio.to_thread(check_memory, settings, {**self.image.variables, **env}, known, gpus, self.hub)
+        if found.note:
+            self.say(found.note)
+        if found.problems and not self.options.anyway:
+            raise DeployRefused(*found.problems, "anyway=yes deploys it all the same")
+        for problem in found.problems:
+            self.say(f"{problem}; going on, since anyway=yes")
+        return found.disk
 
     async def _make(self, name: str) -> None:
         if not self.options.gpu and not self.options.cpu:
@@ -107,8 +127,18 @@ class Deployment:
             )
         pools, excluded = choose_gpus(self.options.gpu, self.options.exclude, self._market)
         options = replace(self.options, gpu=pools, exclude=excluded)
-        requests, startup = self._check(pools, excluded, merge({}, options.env), options.count or 1)
-        body = create_body(options, name=name, image=self.image.pinned, cuda=self.image.cuda, requests=requests, startup=startup)
+        settings, disk = await self._check(pools, excluded, merge({}, options.env), options.count or 1)
+        if options.disk is None and not options.volume:
+            options = replace(options, disk=disk)
+        engine = settings.engine
+        body = create_body(
+            options,
+            name=name,
+            image=self.image.pinned,
+            cuda=self.image.cuda,
+            requests=engine.max_num_seqs,
+            startup=engine.startup_timeout,
+        )
         self.say(f"creating endpoint {name}:\n{json.dumps(body, indent=2)}")
         if options.dry_run:
             return
@@ -155,10 +185,12 @@ class Deployment:
             options = replace(options, gpu=pools, exclude=excluded)
         else:
             pools, excluded = tuple(gpu.get("pools") or ()), tuple(gpu.get("excludedTypes") or ())
-        patch = patch_for(options, image=image.pinned, cuda=image.cuda, endpoint=current)
-        env: Mapping[str, str] = patch["env"] if "env" in patch else current.get("env") or {}
-        self._check(pools, excluded, env, options.count or gpu.get("count") or 1)
+        env = merge(current.get("env") or {}, options.env)
         self.mask.learn(secrets_of(env))
+        _, disk = await self._check(pools, excluded, env, options.count or gpu.get("count") or 1)
+        if options.disk is None and disk and not (options.volume or current.get("networkVolumes")):
+            options = replace(options, disk=disk if disk > current.get("disk", disk) else None)
+        patch = patch_for(options, image=image.pinned, cuda=image.cuda, endpoint=current)
         if patch:
             self.say("\n".join([f"changing endpoint {name} ({current['id']}):", *(f"  {line}" for line in differences(patch, current))]))
         else:

@@ -72,8 +72,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Answers": {
         "reasoning_parser": "Tells thoughts from answers: qwen3, ernie-x1, ernie-45-vl or ernie-45-vl-thinking.",
         "tool_call_parser": (
-            "Who tells calls of tools from text. The worker: auto (the default: by the chat template), hermes, ernie, qwen-xml, glm, deepseek "
-            "or gpt-oss. The engine: ernie-x1 or ernie-45-vl-thinking. Nobody: off."
+            "Who tells calls of tools from text. The worker: auto (the default: by the chat template), hermes, ernie, qwen-xml, glm, "
+            "deepseek or gpt-oss. The engine: ernie-x1 or ernie-45-vl-thinking. Nobody: off."
         ),
         "tool_parser_plugin": "Python file that registers more parsers for calls of tools.",
         "chat_template": "Jinja text or file used instead of the checkpoint's own template.",

@@ -1,9 +1,10 @@
-"""Will this model fit on that GPU, and if not, what is the smallest change: `python -m tools.plan model=org/name gpu=ADA_24 [...]`.
+"""Which GPUs hold a model, and what is the smallest change where one does not: `ci/just plan MODEL [gpu=ADA_24] [...]`.
 
-    model    reads a checkpoint's config.json and the names and sizes of its files, from a directory or the hub, and nothing else
-    fit      holds them against a pool of GPUs: pure, with the worker's own flags and its own estimate
-    advise   finds the smallest change that would fit
-    report   writes it down
+    listing      a checkpoint's config.json, and the names and sizes of its files, from a directory or the hub; nothing else is read
+    parameters   the size of the weights from config.json alone
+    fit          the model against a pool of GPUs: pure, with the worker's own flags and its own estimate
+    advise       the smallest change that would fit
+    report       the plan for one pool; `pool_table` for all of them, `prices` from RunPod's catalog; `paste` the commands that carry it out
 
 Formulae, each where it is from:
 

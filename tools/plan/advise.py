@@ -1,21 +1,22 @@
 """The smallest change that makes a model fit: what costs answers least first, what costs money last.
 
-In this order, the first that fits: requests of at least half the length; 8 bits, 4 bits; shorter requests; more GPUs; larger ones; then
-whatever rents the least memory. A change is only named once the whole plan was made again with it.
+A release that does not serve the model is changed first. Then, in this order, the first that fits: requests of at least half the length;
+8 bits, 4 bits; shorter requests; more GPUs; larger ones; then what rents the least memory. A change is only named once the whole plan was
+made again with it, so that all changes stand in one sentence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from handler.errors import InvalidSettings
 from images.build_errors import UnknownChoice
-from images.releases import Releases
-from tools.plan.fit import Fit, PlanRequest, Pool, evaluate, image_for, with_length
+from images.releases import Releases, Target
+from tools.plan.fit import Fit, PlanRequest, Pool, evaluate, image_for, unserved, with_length
 from tools.plan.listing import ModelSummary
 
-__all__ = ["change_text", "smallest_change"]
+__all__ = ["Advice", "advise", "change_text", "smallest_change"]
 
 _QUANTIZATIONS = {
     "Ernie4_5": ("wint8", "wint4"),
@@ -30,6 +31,59 @@ _QUANTIZATIONS = {
 _COUNTS = (2, 4, 8)
 _SHORTEST = 1024
 """Tokens below which a shorter length is no help to anybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """How a model fits as it was asked for, and after the smallest change; `change` is None where none is needed, or none helps."""
+
+    fit: Fit
+    problem: str
+    """Why the release cannot serve the model; "" where it can."""
+    change: Fit | None = None
+
+    @property
+    def works(self) -> Fit | None:
+        """What can be deployed: as it was asked for, or with the change; None where nothing can."""
+        return self.fit if self.fit.fits and not self.problem else self.change
+
+    @property
+    def words(self) -> str:
+        """The arguments that the change sets, as they are typed."""
+        if self.change is None:
+            return ""
+        text = change_text(self.fit.asked, self.change.asked)
+        release = self.change.target.release
+        return " ".join(filter(None, [f"release={release}" if release != self.fit.target.release else "", text]))
+
+
+def advise(model: ModelSummary, asked: PlanRequest, target: Target, pools: dict[str, Pool], releases: Releases) -> Advice:
+    """Return how a model fits, and the smallest change within `pools` where it does not.
+
+    Raises:
+        InvalidSettings: naming every value that the model, the release or the machine does not allow.
+    """
+    fit, problem = evaluate(model, asked, target), unserved(model, target)
+    if not problem:
+        return Advice(fit=fit, problem="", change=None if fit.fits else smallest_change(model, fit, pools, releases))
+    later = _serving(model, asked.pool, target, releases)
+    if later is None:
+        return Advice(fit=fit, problem=problem)
+    served = evaluate(model, asked, later)
+    return Advice(fit=fit, problem=problem, change=served if served.fits else smallest_change(model, served, pools, releases))
+
+
+def _serving(model: ModelSummary, pool: Pool, target: Target, releases: Releases) -> Target | None:
+    """Return the image for a pool of the first release after that of `target` which serves a model."""
+    names = [release.name for release in releases.releases]
+    for name in names[names.index(target.release) + 1 :]:
+        try:
+            found = image_for(pool, releases, name)
+        except UnknownChoice:
+            continue
+        if not unserved(model, found):
+            return found
+    return None
 
 
 def smallest_change(model: ModelSummary, fit: Fit, pools: dict[str, Pool], releases: Releases) -> Fit | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from checkpoint.size import Estimate, Load, estimate, loaded_size, shape_of
 from handler.errors import InvalidSettings
 from handler.fastdeploy.decision import Decision, decide
+from handler.fastdeploy.flags import variable_names
 from handler.fastdeploy.formats import format_problems
 from handler.fastdeploy.gpus import Gpu
 from handler.settings import read_settings
@@ -17,7 +18,19 @@ from images.gpu_types import GpuType, named
 from images.releases import Releases, Target
 from tools.plan.listing import ModelSummary
 
-__all__ = ["Fit", "PlanRequest", "Pool", "container_disk", "evaluate", "find_pool", "image_for", "read_pools", "unserved", "with_length"]
+__all__ = [
+    "Fit",
+    "PlanRequest",
+    "Pool",
+    "container_disk",
+    "evaluate",
+    "find_pool",
+    "image_for",
+    "pool_of",
+    "read_pools",
+    "unserved",
+    "with_length",
+]
 
 _GIB = 1 << 30
 _SHOWN_SHARE = 15 / 16
@@ -28,6 +41,9 @@ _STACKED = 80
 
 _BESIDE_WEIGHTS = 10
 """Gigabytes of container disk for logs, compiled kernels and caches."""
+
+_BLOCK = 64
+"""Tokens of a block of FastDeploy's cache."""
 
 _FREE_SHARE = 0.1
 """The RunPod SDK ends a worker with less than this share of its disk free."""
@@ -54,6 +70,8 @@ class PlanRequest:
     quantization: str = ""
     length: int = 0
     requests: int = 8
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the worker beside these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +85,6 @@ class Fit:
     estimate: Estimate
     usable: int
     """What the engine may use of a GPU."""
-    notes: tuple[str, ...] = ()
-    """What the operator may not expect."""
 
     @property
     def fits(self) -> bool:
@@ -85,6 +101,11 @@ class Fit:
         """For how many tokens there is cache."""
         return self.estimate.tokens(self.usable)
 
+    def longest(self, positions: int) -> int:
+        """Return the longest request that there is cache for, in whole blocks of 64 tokens; `positions` is the model's own longest."""
+        tokens = self.tokens // _BLOCK * _BLOCK
+        return min(tokens, positions) if positions else tokens
+
 
 def read_pools(gpus: Sequence[GpuType]) -> dict[str, Pool]:
     """Return RunPod's pools by name, those with less memory first."""
@@ -92,7 +113,7 @@ def read_pools(gpus: Sequence[GpuType]) -> dict[str, Pool]:
     for gpu in gpus:
         if gpu.pool:
             members.setdefault(gpu.pool, []).append(gpu)
-    pools = [_pool(name, inside) for name, inside in members.items()]
+    pools = [pool_of(name, inside) for name, inside in members.items()]
     return {pool.name: pool for pool in sorted(pools, key=lambda pool: pool.gib)}
 
 
@@ -108,7 +129,7 @@ def find_pool(name: str, gpus: Sequence[GpuType]) -> Pool:
     meant = named(name, gpus)
     homes = sorted({gpu.pool for gpu in meant if gpu.pool})
     if len(homes) == 1:
-        return _pool(homes[0], [gpu for gpu in meant if gpu.pool], asked=name)
+        return pool_of(homes[0], [gpu for gpu in meant if gpu.pool], asked=name)
     expected = f"expected a GPU, or one of RunPod's pools: {', '.join(pools)}"
     if homes:
         raise UnknownChoice(f"gpu: got {name!r}, which is in {' and in '.join(homes)}; {expected}")
@@ -117,7 +138,8 @@ def find_pool(name: str, gpus: Sequence[GpuType]) -> Pool:
     raise UnknownChoice(f"gpu: got {name!r}, {expected}{nearest(name.upper(), pools)}")
 
 
-def _pool(name: str, gpus: Sequence[GpuType], asked: str = "") -> Pool:
+def pool_of(name: str, gpus: Sequence[GpuType], asked: str = "") -> Pool:
+    """Return a pool, or the part of one, that has these GPUs; `asked` is how a part was named."""
     return Pool(
         name=name,
         architectures=tuple(sorted({gpu.architecture for gpu in gpus})),
@@ -156,8 +178,7 @@ def evaluate(model: ModelSummary, asked: PlanRequest, target: Target) -> Fit:
         raise InvalidSettings(
             [f"model={model.name}: its config.json does not tell layers, heads and widths, so that no memory can be counted"]
         )
-    decision = _decision(model, asked, target)
-    values = decision.values
+    values = _decision(model, asked, target).values
     parallel = values["tensor_parallel_size"]
     load = Load(
         length=values["max_model_len"],
@@ -173,7 +194,6 @@ def evaluate(model: ModelSummary, asked: PlanRequest, target: Target) -> Fit:
         length=load.length,
         estimate=estimate(weights, shape, load),
         usable=int(asked.pool.memory * values.get("gpu_memory_utilization", 0.9)),
-        notes=decision.notes,
     )
 
 
@@ -184,9 +204,9 @@ def _decision(model: ModelSummary, asked: PlanRequest, target: Target) -> Decisi
         "QUANTIZATION": asked.quantization,
         "MAX_MODEL_LEN": str(asked.length or ""),
         "MAX_NUM_SEQS": str(asked.requests),
-    }
+    } | dict(asked.variables)
     gpus = tuple(Gpu(index=index) for index in range(asked.count))
-    decision = decide(read_settings(texts), _release(target), gpus, model.config)
+    decision = decide(read_settings(texts, engine_names=variable_names()), _release(target), gpus, model.config)
     if decision.problems:
         raise InvalidSettings(list(decision.problems))
     return decision
@@ -208,7 +228,7 @@ def container_disk(stored: int) -> int:
 
 def with_length(asked: PlanRequest, fit: Fit) -> PlanRequest:
     """Return the same with the longest requests that there is cache for, in whole blocks of 64 tokens."""
-    return replace(asked, length=fit.tokens // 64 * 64)
+    return replace(asked, length=fit.tokens // _BLOCK * _BLOCK)
 
 
 def _shown(gib: int) -> int:

@@ -1,21 +1,22 @@
-"""A model as far as a plan needs it: its config.json, and the names and sizes of its files, from a directory or from the hub."""
+"""A model as far as a plan needs it: config.json, and the sizes of its files, from a directory, the hub, or counted from config.json."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from checkpoint.config import read_config
-from checkpoint.files import wanted
+from checkpoint.files import read_json, wanted
 from checkpoint.hub import Hub, list_files
 from checkpoint.unavailable import ModelUnavailable
 from images.build_errors import nearest
 from tools.generate.presets import PRESETS
+from tools.plan.parameters import weights_of
 
-__all__ = ["ModelSummary", "read_model"]
+__all__ = ["ModelSummary", "read_hosted", "read_model"]
 
 _WEIGHTS = (".safetensors", ".pdparams", ".bin")
 
@@ -28,6 +29,10 @@ class ModelSummary:
     config: Mapping[str, Any]
     stored: int
     download: int
+    is_counted: bool = False
+    """Whether the bytes were counted from config.json, since the files are not there."""
+    is_hosted: bool = False
+    """Whether `name` is a repository of the hub."""
 
     @property
     def quantized(self) -> bool:
@@ -41,17 +46,21 @@ class ModelSummary:
         return self.stored // 2 if wide else self.stored
 
 
-def read_model(name: str, directory: Path, hub: Hub) -> ModelSummary:
-    """Return the model in `directory` if that is one, else the repository `name` of the hub; no weight is read.
+def read_model(name: str, place: Path, hub: Hub) -> ModelSummary:
+    """Return the model in the directory `place`, or of the config.json there, or the repository `name` of the hub; no weight is read.
 
     Raises:
         ModelUnavailable: in one sentence: what is missing or wrong, and what to do.
     """
-    if directory.is_dir():
-        return _from_directory(name, directory)
+    if place.is_dir():
+        return _from_directory(name, place)
+    if place.is_file():
+        return _from_config(name, place)
     if name.count("/") != 1 or name.startswith((".", "/")):
-        raise ModelUnavailable(f"model: got {name!r}, which is no directory here and no repository name of the form org/name{_like(name)}")
-    return _from_hub(name, hub)
+        raise ModelUnavailable(
+            f"model: got {name!r}, which is no directory and no config.json here, and no repository name of the form org/name{_like(name)}"
+        )
+    return read_hosted(name, hub)
 
 
 def _from_directory(name: str, directory: Path) -> ModelSummary:
@@ -63,9 +72,24 @@ def _from_directory(name: str, directory: Path) -> ModelSummary:
     return _model(name, config, {path: sizes[path] for path in wanted(sizes)})
 
 
-def _from_hub(name: str, hub: Hub) -> ModelSummary:
+def _from_config(name: str, file: Path) -> ModelSummary:
     try:
-        listing = list_files(name, "", hub)
+        config = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"model={name}: cannot be read ({error}): expected the config.json of a checkpoint") from None
+    wide = "float32" in (config.get("torch_dtype"), config.get("dtype"))
+    stored = weights_of(config) * (2 if wide else 1)
+    return ModelSummary(name=name, config=config, stored=stored, download=stored, is_counted=True)
+
+
+def read_hosted(name: str, hub: Hub, revision: str = "") -> ModelSummary:
+    """Return the model of the repository `name` of the hub at a revision, by default its main branch; no weight is read.
+
+    Raises:
+        ModelUnavailable: in one sentence: what is missing or wrong, and what to do.
+    """
+    try:
+        listing = list_files(name, revision, hub)
     except ModelUnavailable as error:
         raise ModelUnavailable(f"{error}{_like(name) if _says_missing(error.__cause__) else ''}") from None
     # Not before: the library does not import with an address that is none, which `list_files` refuses.
@@ -79,7 +103,7 @@ def _from_hub(name: str, hub: Hub) -> ModelSummary:
             config = read_config(Path(path).parent)
         except (HfHubHTTPError, ModelUnavailable, OSError) as error:
             raise ModelUnavailable(f"model={name}: config.json cannot be read ({error})") from None
-    return _model(name, config, {file.path: file.size for file in listing.files})
+    return replace(_model(name, config, {file.path: file.size for file in listing.files}), is_hosted=True)
 
 
 def _says_missing(cause: BaseException | None) -> bool:

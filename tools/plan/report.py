@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from checkpoint.progress import size_text
-from tools.plan.advise import change_text
-from tools.plan.fit import Fit, container_disk, unserved
+from checkpoint.size import shape_of
+from tools.plan.advise import Advice
+from tools.plan.fit import Fit, container_disk
 from tools.plan.listing import ModelSummary
 
 __all__ = ["report"]
@@ -16,17 +17,20 @@ _START = (22, 38)
 """Seconds that FastDeploy 2.3 to 2.6 took from its start to its first answer beside the weights, measured on two cores without a GPU."""
 
 
-def report(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
-    """Return the lines of a plan; `change` is the smallest change that fits where the plan itself does not."""
+def report(model: ModelSummary, advice: Advice) -> str:
+    """Return the lines of a plan for one pool."""
+    fit = advice.fit
     asked, needed = fit.asked, fit.estimate
     sharing = f" / {fit.parallel} GPUs" if fit.parallel > 1 else ""
+    source = "by config.json" if model.is_counted else "in files"
     bits = "as stored" if model.quantized else asked.quantization or "16 bits"
     rows = {
         "model": model.name,
         "GPUs": f"{asked.count} x {asked.pool.asked or asked.pool.name}: {asked.pool.gib} GiB, {'/'.join(asked.pool.architectures)}",
         "image": fit.target.arguments,
         "tensor parallel": str(fit.parallel) + _idle(fit),
-        "weights": f"{size_text(model.stored)} in files, {size_text(needed.weights)} on each GPU ({bits}{sharing})",
+        "context": _context(model, fit),
+        "weights": f"{size_text(model.stored)} {source}, {size_text(needed.weights)} on each GPU ({bits}{sharing})",
         "cache": f"{size_text(needed.per_token)} a token, {size_text(needed.sequence)} for a request of {fit.length} tokens, "
         f"{size_text(needed.sequence * asked.requests)} for {asked.requests} of them",
         "beside": f"about {size_text(needed.margin)}: activations and runtime, a guess",
@@ -35,8 +39,10 @@ def report(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
         "container disk": f"{container_disk(model.download)} GB where the weights are downloaded to it",
         "download": f"{_minutes(model.download / _FAST, model.download / _SLOW)}, unless the weights are baked or cached",
         "load": _minutes(_START[0] + model.stored / _FAST, _START[1] + model.stored / _SLOW),
-        "verdict": _verdict(model, fit, change),
-    } | ({"note": "; ".join(fit.notes)} if fit.notes else {})
+        "vision": _vision(model),
+        "verdict": _verdict(fit, advice),
+    }
+    rows = {name: text for name, text in rows.items() if text}
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
@@ -53,16 +59,32 @@ def _left(fit: Fit) -> str:
     return f"{size_text(fit.left)}: cache for {fit.tokens} tokens, {at_once} request{'s' * (at_once != 1)} of full length at the same time"
 
 
-def _verdict(model: ModelSummary, fit: Fit, change: Fit | None) -> str:
-    if problems := unserved(model, fit.target):
-        return f"cannot be served: {problems}"
-    if fit.fits:
+def _context(model: ModelSummary, fit: Fit) -> str:
+    """Say how long requests may be: the engine's own default is short, and a longer prompt is refused."""
+    shape = shape_of(model.config)
+    own = shape.positions if shape else 0
+    longest = fit.longest(own)
+    parts = [f"{fit.length} tokens a request" + ("" if fit.asked.length else ", which is the engine's default")]
+    parts += [f"the model's own is {own}"] if own else []
+    parts += [f"max-model-len={longest} is the longest that fits"] if longest > fit.length else []
+    return "; ".join(parts)
+
+
+def _vision(model: ModelSummary) -> str:
+    if not model.config.get("vision_config"):
+        return ""
+    return "what images and videos take beside their encoder's weights is not counted"
+
+
+def _verdict(fit: Fit, advice: Advice) -> str:
+    if advice.works is fit:
         waiting = fit.asked.requests - fit.tokens // fit.length
         return "fits" + (f"; of {fit.asked.requests} requests of full length {waiting} wait for cache" if waiting > 0 else "")
-    missing = f"does not fit: {size_text(fit.estimate.total - fit.usable)} are missing on each GPU"
-    if change is None:
-        return f"{missing}, and no pool of RunPod's holds it: choose a smaller model"
-    return f"{missing}; the smallest change that fits: {change_text(fit.asked, change.asked)}"
+    reasons = [f"cannot be served: {advice.problem}"] if advice.problem else []
+    reasons += [] if fit.fits else [f"does not fit: {size_text(fit.estimate.total - fit.usable)} are missing on each GPU"]
+    if advice.change is None:
+        return f"{'; '.join(reasons)}, and no change helps: choose another model, or more GPUs than one worker has"
+    return f"{'; '.join(reasons)}; the smallest change that fits: {advice.words}"
 
 
 def _minutes(least: float, most: float) -> str:

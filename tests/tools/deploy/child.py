@@ -21,8 +21,9 @@ class Said:
 
 
 async def start(twin: Twin, *words: str, **variables: str) -> asyncio.subprocess.Process:
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("RUNPOD_")}
-    environment = {**inherited, **twin.environment, "PYTHONPATH": str(ROOT), **variables}
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("RUNPOD_", "HF_"))}
+    # The discard port: no hub answers, unless the test has one.
+    environment = {**inherited, **twin.environment, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", **variables}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tools.deploy", "poll=0.02", *words, cwd=ROOT, env=environment, stdout=-1, stderr=-1
     )

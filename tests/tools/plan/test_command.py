@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from images.arguments import parse
+from images.gpu_types import read_gpu_types
+from images.push import COMMAND as PUSH
 from tests import ROOT
 from tests.tools.plan.known import config_of, stored
 from tests.twins.model_hub import ModelHub
+from tests.twins.rest_api import Twin
+from tools.deploy.__main__ import COMMAND as DEPLOY
+from tools.plan.fit import read_pools
 
 
 def plan(*words: str, **environment: str) -> tuple[int, str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RUNPOD_"))}
     done = subprocess.run(
         [sys.executable, "-m", "tools.plan", *words],
         cwd=ROOT,
@@ -39,7 +48,8 @@ def checkpoint(folder: Path, name: str) -> Path:
 
 
 def rows(text: str) -> dict[str, str]:
-    return {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in text.splitlines()}
+    """The lines before the first empty one."""
+    return {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in text.partition("\n\n")[0].splitlines()}
 
 
 def test_a_model_that_fits_is_told_with_all_that_a_deployment_needs(tmp_path: Path) -> None:
@@ -85,8 +95,129 @@ def test_an_architecture_that_the_release_lacks_is_no_fit_and_a_later_release_is
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     code, said, _ = plan(f"model={folder}", "gpu=AMPERE_80")
     assert code == 1
-    assert rows(said)["verdict"].startswith("cannot be served: its architecture is LlamaForCausalLM, which FastDeploy 2.3 does not serve")
+    verdict = rows(said)["verdict"]
+    assert verdict.startswith("cannot be served: its architecture is LlamaForCausalLM, which FastDeploy 2.3 does not serve")
+    assert verdict.endswith("; the smallest change that fits: release=2.5.0")
     assert plan(f"model={folder}", "gpu=AMPERE_80", "release=2.5.0")[0] == 0
+
+
+def test_all_changes_stand_in_one_verdict(tmp_path: Path) -> None:
+    """A 70B Llama on one A100: another release, and more GPUs."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "torch_dtype": "bfloat16",
+    }
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    words = [f"model={file}", "gpu=AMPERE_80"]
+    code, said, _ = plan(*words)
+    assert code == 1
+    verdict = rows(said)["verdict"]
+    assert verdict.startswith("cannot be served: its architecture is LlamaForCausalLM, which FastDeploy 2.3 does not serve")
+    assert "; does not fit: " in verdict
+    change = verdict.rpartition("the smallest change that fits: ")[2].split()
+    assert change == ["release=2.5.0", "count=2"]
+    assert plan(*words, *change)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["ernie-4.5-0.3b", "qwen3-30b-a3b"])
+def test_a_config_alone_gives_the_plan_of_its_checkpoint(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", name)
+    with_files, alone = (rows(plan(str(path), "gpu=L40S")[1]) for path in (folder, folder / "config.json"))
+    assert alone["weights"] == with_files["weights"].replace("in files", "by config.json")
+    different = {row for row in with_files if with_files[row] != alone[row]}
+    assert different == {"model", "weights"}
+
+
+def test_without_a_gpu_every_pool_has_a_row_and_the_first_one_holds_the_model(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "ernie-4.5-21b-a3b")
+    code, said, errors = plan(str(folder), "concurrency=4", "max-model-len=32768")
+    assert (code, errors) == (0, "")
+    head, _, rest = said.partition("\n\n")
+    assert head == f"{folder}: 4 requests at the same time, of 32768 tokens"
+    lines = rest.partition("\n\n")[0].splitlines()
+    assert lines[0].split()[:2] == ["pool", "GPUs"]
+    cells = {line.split()[0]: re.split(r"  +", line) for line in lines[1:]}
+    assert set(cells) == set(read_pools(read_gpu_types()))
+    assert [name for name, row in cells.items() if row[-1] == "fits"] == ["AMPERE_80", "ADA_80_PRO", "HOPPER_141"]
+    assert cells["ADA_24"] == ["ADA_24", "1 x 24 GiB", "arch=sm89 release=2.3.0 cuda=12.6", "131072", "fits with quantization=wint4"]
+    assert cells["BLACKWELL_180"][-1] == "no image covers sm100"
+    assert "set RUNPOD_API_KEY to see prices" in said
+    # What is named as a change does make it fit.
+    for name, row in cells.items():
+        if row[-1].startswith("fits with "):
+            words = row[-1].removeprefix("fits with ").split()
+            assert plan(str(folder), "concurrency=4", "max-model-len=32768", f"gpu={name}", *words)[0] == 0
+
+
+def test_a_model_that_no_pool_holds_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config_of("ernie-4.5-300b-a47b") | {"num_hidden_layers": 900}), encoding="utf-8")
+    code, said, _ = plan(str(file))
+    assert code == 1
+    assert said.endswith("no pool holds it, whatever is changed: choose a smaller model\n")
+    assert "fits" not in said.replace("does not fit", "")
+
+
+def test_the_lines_to_paste_are_commands_that_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of("ernie-4.5-0.3b")), encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with ModelHub() as hub:
+        hub.add("org/name", tmp_path)
+        hub.claim("org/name", "model.safetensors", stored("ernie-4.5-0.3b"))
+        _, said, _ = plan("org/name", "gpu=rtx4090", "max-model-len=4096", "quantization=wint8", "count=2", **hub.environment())
+    push, deploy = (shlex.split(line) for line in said.rpartition("\n\n")[2].splitlines())
+    assert push[:2] == ["ci/just", "push-image"]
+    parse(PUSH, push[2:])
+    values = parse(DEPLOY, deploy[2:])
+    assert {name: text for name, text in values.items() if name.startswith("env.")} == {
+        "env.MODEL": "org/name",
+        "env.QUANTIZATION": "wint8",
+        "env.MAX_MODEL_LEN": "4096",
+        "env.MAX_NUM_SEQS": "8",
+    }
+    assert (values["gpu"], values["count"], values["disk"]) == ("rtx4090", "2", "12")
+
+
+@pytest.mark.anyio
+async def test_the_cheapest_pool_that_fits_comes_first_where_the_catalog_can_be_asked(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "qwen3-8b")
+    async with Twin() as twin:
+        twin.prices = {"ADA_24": 1.1, "AMPERE_48": 0.9, "ADA_80_PRO": 4.18}
+        _, said, _ = await asyncio.to_thread(plan, str(folder), **twin.environment)
+        wrong = await asyncio.to_thread(plan, str(folder), **{**twin.environment, "RUNPOD_API_KEY": "rpa_sesame_sesame"})
+    lines = [re.split(r"  +", line) for line in said.partition("\n\n")[2].partition("\n\n")[0].splitlines()]
+    assert lines[0] == ["pool", "GPUs", "image", "longest request", "USD an hour", "verdict"]
+    priced = [(line[0], line[4]) for line in lines[1:] if line[0] in twin.prices]
+    assert priced == [("AMPERE_48", "0.90"), ("ADA_24", "1.10"), ("ADA_80_PRO", "4.18")]
+    assert wrong[0] == 0
+    assert "no prices: could not list the GPU types: 401" in wrong[1]
+    assert "sesame" not in wrong[1] + wrong[2]
+
+
+def test_the_context_that_is_planned_for_is_told_beside_the_models_own(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "qwen3-8b")
+    said = rows(plan(str(folder), "gpu=ADA_24")[1])["context"]
+    assert said.startswith("2048 tokens a request, which is the engine's default; the model's own is 40960; max-model-len=")
+    longest = re.search(r"max-model-len=(\d+) is the longest that fits", said)
+    assert longest
+    assert plan(str(folder), "gpu=ADA_24", f"max-model-len={longest[1]}")[0] == 0
+    assert plan(str(folder), "gpu=ADA_24", f"max-model-len={int(longest[1]) + 64}")[0] == 1
+
+
+def test_what_images_take_is_said_not_to_be_counted(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "qwen3-8b")
+    (folder / "config.json").write_text(json.dumps(config_of("qwen3-8b") | {"vision_config": {"depth": 32}}), encoding="utf-8")
+    assert "not counted" in rows(plan(str(folder), "gpu=ADA_24")[1])["vision"]
+    code, _, said = plan(str(folder / "config.json"), "gpu=ADA_24")
+    assert (code, "it has vision_config, whose weights cannot be counted from it" in said) == (2, True)
 
 
 def test_weights_that_the_release_cannot_read_are_no_fit_and_the_way_out_is_named(tmp_path: Path) -> None:
@@ -97,16 +228,7 @@ def test_weights_that_the_release_cannot_read_are_no_fit_and_the_way_out_is_name
     assert code == 1
     verdict = rows(said)["verdict"]
     assert verdict.startswith("cannot be served: its weights are quantized (awq), which FastDeploy 2.3 does not read")
-    assert verdict.endswith("use the repository of the unquantized model, with QUANTIZATION=wint4 or wint8")
-
-
-def test_a_length_that_nobody_asked_for_is_noted_with_what_the_model_allows(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "model", "qwen3-8b")
-    said = plan(f"model={folder}", "gpu=AMPERE_80")[1]
-    longest = config_of("qwen3-8b")["max_position_embeddings"]
-    assert "may have 2048 tokens, FastDeploy's default" in rows(said)["note"]
-    assert rows(said)["note"].endswith(f"the model allows {longest}")
-    assert "note" not in rows(plan(f"model={folder}", "gpu=AMPERE_80", "max-model-len=4096")[1])
+    assert "use the repository of the unquantized model, with QUANTIZATION=wint4 or wint8" in verdict
 
 
 def test_quantized_files_stay_as_they_are_and_wide_ones_are_halved(tmp_path: Path) -> None:
@@ -171,7 +293,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "a typo in a key": (["gpu=ADA_24", "quantisation=wint4"], "quantisation: unknown key; did you mean quantization?"),
     "no key": (["gpu=ADA_24", "wint4"], "got 'wint4', expected key=value"),
-    "no pool": ([], "gpu: missing"),
     "a quantization that is none": (["gpu=ADA_24", "quantization=wint5"], "QUANTIZATION: got 'wint5', expected one of wint2, wint4, wint8"),
     "a length past the model's": (["gpu=ADA_24", "max-model-len=200000"], "expected at most 40960"),
     "a count that is none": (["gpu=ADA_24", "count=two"], "count: got 'two', expected a whole number from 1 to 8"),
@@ -205,4 +326,4 @@ def test_a_folder_that_is_no_checkpoint_is_named(files: dict[str, str], expected
     code, _, said = plan(f"model={tmp_path}", "gpu=ADA_24")
     assert code == 2
     assert expected in said
-    assert "no directory here and no repository name" in plan("model=/nowhere/at/all", "gpu=ADA_24")[2]
+    assert "no directory and no config.json here, and no repository name" in plan("model=/nowhere/at/all", "gpu=ADA_24")[2]

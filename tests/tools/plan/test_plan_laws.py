@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.size import Load, estimate, loaded_size, shape_of, weights_size
+from checkpoint.unavailable import ModelUnavailable
 from images.gpu_types import read_gpu_types
 from images.releases import read_releases
 from tests.strategies import SETTINGS
@@ -21,6 +22,8 @@ from tests.tools.plan.known import parameters
 from tools.plan.advise import change_text, smallest_change
 from tools.plan.fit import Fit, PlanRequest, evaluate, image_for, read_pools
 from tools.plan.listing import ModelSummary
+from tools.plan.parameters import weights_of
+from tools.plan.pool_table import plan_pools
 
 RELEASES = read_releases()
 POOLS = read_pools(read_gpu_types())
@@ -140,6 +143,24 @@ def test_the_suggested_change_really_fits_and_is_one(case: tuple[ModelSummary, P
     assert not change.asked.length or change.asked.length <= fit.length
 
 
+@SETTINGS
+@given(cases())
+def test_a_row_of_the_table_is_what_a_plan_for_its_pool_says(case: tuple[ModelSummary, PlanRequest]) -> None:
+    """Rows stand by what they need: as asked for, with a change, not at all; what is named as a change does make it fit."""
+    model, asked = case
+    rows = plan_pools(model, asked, SERVED, RELEASES, "", {})
+    assert {row.pool.name for row in rows} == {pool.name for pool in SERVED}
+    orders = [row.order()[0] for row in rows]
+    assert orders == sorted(orders)
+    for row in rows:
+        assert row.advice
+        fit = planned(model, replace(asked, pool=row.pool))
+        assert (row.works is not None and row.works is row.advice.fit) == fit.fits
+        if row.works:
+            assert row.works.fits
+            assert row.works.asked.pool == row.pool
+
+
 def tensors(config: dict[str, Any]) -> dict[str, list[int]]:
     """The shapes of a decoder's tensors, named as checkpoints name them."""
     hidden, width = config["hidden_size"], config["head_dim"]
@@ -166,6 +187,22 @@ def tensors(config: dict[str, Any]) -> dict[str, list[int]]:
 
 def _mlp(name: str, hidden: int, width: int) -> dict[str, list[int]]:
     return {f"{name}{part}_proj.weight": [hidden, width] for part in ("gate", "up", "down")}
+
+
+@SETTINGS
+@given(configs())
+def test_weights_are_counted_from_a_config_as_its_tensors_are(config: dict[str, Any]) -> None:
+    """Norms, a ten-thousandth of a model of a real one's size, are left out."""
+    matrices = [shape for shape in tensors(config).values() if len(shape) > 1]
+    assert weights_of(config) == 2 * sum(rows * columns for rows, columns in matrices)
+
+
+@pytest.mark.parametrize("name", ["vision_config", "kv_lora_rank", "n_routed_experts", "quantization_config"])
+def test_what_a_config_does_not_tell_is_not_guessed(name: str) -> None:
+    with pytest.raises(ModelUnavailable, match=f"it has {name}, whose weights cannot be counted"):
+        weights_of({"hidden_size": 8, name: {"x": 1}})
+    with pytest.raises(ModelUnavailable, match="its weights cannot be counted"):
+        weights_of({"hidden_size": 8, "num_hidden_layers": "many"})
 
 
 @settings(SETTINGS, max_examples=60)
