@@ -35,8 +35,8 @@ def replayed_engine(*options: str, release: str = "2.3", fallbacks: tuple[str, .
         "ENGINE_PYTHON": sys.executable,
         "MODEL": str(DEMO),
         "SERVED_MODEL_NAME": "demo",
-        "PATH": f"{ROOT / 'tests' / 'fastdeploy_replayed' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT / 'tests' / 'fastdeploy_replayed'}{os.pathsep}{ROOT}",
+        "PATH": f"{ROOT / 'tests' / 'twins' / 'replayed_fastdeploy' / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'tests' / 'twins' / 'replayed_fastdeploy'}{os.pathsep}{ROOT}",
         "REPLAY": shlex.join(["--release", release, *fallback, *options]),
     }
 
