@@ -106,10 +106,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSettings:
-    """How requests to FastDeploy are treated."""
+    """How requests to the engine are treated."""
 
     strict: bool
     raw: bool
+    private_media: bool
     max_tokens_limit: int
 
 
@@ -197,7 +198,10 @@ def read_settings(
             http_drain=values["HTTP_DRAIN_TIMEOUT"],
         ),
         requests=RequestSettings(
-            strict=values["STRICT_REQUESTS"], raw=values["RAW_ENGINE_OUTPUT"], max_tokens_limit=values["MAX_TOKENS_LIMIT"]
+            strict=values["STRICT_REQUESTS"],
+            raw=values["RAW_ENGINE_OUTPUT"],
+            private_media=values["ALLOW_PRIVATE_MEDIA"],
+            max_tokens_limit=values["MAX_TOKENS_LIMIT"],
         ),
         port=values["PORT"],
         health_port=values["PORT_HEALTH"],

@@ -256,14 +256,21 @@ TABLE: tuple[Variable, ...] = (
         name="STRICT_REQUESTS",
         kind="boolean",
         default=False,
-        help="Refuse requests with options that FastDeploy would ignore in silence, instead of naming them in the log.",
+        help="Refuse requests with options that the engine would ignore in silence, instead of naming them in the log.",
         group="requests",
     ),
     Variable(
         name="RAW_ENGINE_OUTPUT",
         kind="boolean",
         default=False,
-        help="Pass FastDeploy's answers on as they are, without the repairs that make them OpenAI's.",
+        help="Pass the engine's answers on as they are, without the repairs that make them OpenAI's.",
+        group="requests",
+    ),
+    Variable(
+        name="ALLOW_PRIVATE_MEDIA",
+        kind="boolean",
+        default=False,
+        help="Let requests name images and videos on this machine (file://) and on addresses that are not public: FastDeploy opens them.",
         group="requests",
     ),
     Variable(

@@ -2,7 +2,9 @@
 
  1. `values`, `table`, `flags`      variables -> the flags of a release's own parser, declared in flag_tables/<release>.json.
  2. `model_config`, `devices`       what config.json says about how FastDeploy can run the checkpoint, and on which GPUs it does.
- 3. `checks`                        refuses requests that FastDeploy never answers, or answers with nonsense.
+ 3. `rules`                         what differs between releases, and the CPU engine, as rows of values; what the operator decided.
+    `fields`, `media`, `unheard`, `checks`  refuse requests that FastDeploy never answers, or answers with nonsense, and report
+                                    what would have no effect. The CPU engine stands behind them too.
  4. `assemble`                      puts a stream together into the answer that FastDeploy gives without one.
  5. `repairs`                       mends what its answers have against OpenAI's schema.
  6. `causes`                        recognises in its logs why it failed.

@@ -174,6 +174,7 @@ def _rules(settings: Settings, values: Mapping[str, Any], config: Mapping[str, A
         reasoning_parser=values.get("reasoning_parser"),
         logprobs=bool(values.get("enable_logprob")),
         vision="vision_config" in config,
+        private_media=settings.requests.private_media,
         max_stops=int(environment.get("FD_MAX_STOP_SEQS_NUM", 5)),
         max_tokens_limit=settings.requests.max_tokens_limit or None,
         strict=settings.requests.strict,

@@ -6,15 +6,18 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from checkpoint.find import Weights
 from handler.engines import choose_engine
-from handler.errors import EngineFailedToStart
+from handler.errors import EngineFailedToStart, InvalidJob
 from handler.fastdeploy.flags import variable_names
+from handler.job import CHAT, Request
 from handler.launch import Engine
-from handler.settings import read_settings
+from handler.settings import BatchLimits, read_settings
+from tests import DEMO
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -132,3 +135,17 @@ def test_every_gpu_that_the_engine_gets_is_looked_at(gpus: Callable[..., None], 
     _, examine = chosen(checkpoint, IMAGE_ARCHITECTURES="90", DATA_PARALLEL_SIZE="2")
     with pytest.raises(EngineFailedToStart, match=r"the GPU is a Tesla T4 \(SM75\)"):
         examine()
+
+
+def test_the_operators_word_on_requests_holds_for_the_cpu_engine_too() -> None:
+    written = {"MODEL": "org/demo", "SERVED_MODEL_NAME": "served", "ENGINE": "cpu", "STRICT_REQUESTS": "1", "MAX_TOKENS_LIMIT": "5"}
+    engine, _ = choose_engine(read_settings(written))(Weights(model="org/demo", directory=DEMO, origin="directory"))
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    for name in ("served", "org/demo", "demo", "default"):
+        sent = engine.exchange(Request(method="POST", path=CHAT, body={**body, "model": name}, batch=BatchLimits())).sent.body
+        assert sent
+        assert (sent["model"], sent["max_tokens"]) == ("served", 5)
+    wrongs: list[dict[str, Any]] = [{"model": "gpt-4"}, {"prediction": {}}]
+    for wrong in wrongs:
+        with pytest.raises(InvalidJob):
+            engine.exchange(Request(method="POST", path=CHAT, body=body | wrong, batch=BatchLimits()))

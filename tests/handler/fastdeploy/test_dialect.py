@@ -12,7 +12,7 @@ import pytest
 from handler.errors import InvalidJob
 from handler.fastdeploy.dialect import exchange
 from handler.fastdeploy.rules import CAPABILITIES, Rules
-from handler.job import CHAT, COMPLETIONS, Request
+from handler.job import CHAT, COMPLETIONS, Request, read_job
 from handler.settings import BatchLimits
 from handler.sse import FrameSplitter, data_of, is_done
 from tests.cpu_engine.child import Engine, running
@@ -149,3 +149,11 @@ def test_the_list_of_models_tells_no_directory(engine: Engine) -> None:
     put = exchange(Request(method="GET", path="/v1/models", batch=BatchLimits()), RULES, raw=False)
     (model,) = put.whole(engine.get("/v1/models").json)["data"]
     assert model["id"] == model["root"] == "my-model"
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_native_jobs_wish_to_think_or_not_reaches_the_template(thinks: bool) -> None:
+    request = read_job({"prompt": "hi", "apply_chat_template": True, "enable_thinking": thinks}, BatchLimits())
+    for engine_name in CAPABILITIES:
+        sent = exchange(request, replace(RULES, engine=CAPABILITIES[engine_name], strict=True), raw=False).sent.body or {}
+        assert sent["chat_template_kwargs"] == {"enable_thinking": thinks}

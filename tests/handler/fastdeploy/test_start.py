@@ -416,3 +416,9 @@ def test_the_running_server_was_given_what_was_prepared(server: tuple[subprocess
     _, said = server
     assert said["environment"] == {"CUDA_VISIBLE_DEVICES": "0", "FD_LOG_DIR": str(tmp_path / "log"), "DO_NOT_TRACK": "1"}
     assert (said["arguments"]["chat_template"], said["arguments"]["host"]) == ("-{{ x }} 'y'", "127.0.0.1")
+
+
+def test_the_operators_word_on_requests_reaches_their_rules() -> None:
+    rules = engine({"STRICT_REQUESTS": "1", "ALLOW_PRIVATE_MEDIA": "true", "MAX_TOKENS_LIMIT": "7"}, release="2.4").rules
+    assert (rules.strict, rules.private_media, rules.max_tokens_limit, rules.engine.name) == (True, True, 7, "FastDeploy 2.4")
+    assert not engine().rules.private_media
