@@ -136,13 +136,7 @@ class Answer:
             "created": self._head["created"],
             "model": self._head["model"],
             "choices": [make(index) for index in range(len(self._choices))],
-            "usage": self._usage(
-                {
-                    "cached_tokens": 0,
-                    "image_tokens": 0 if self._chat else None,
-                    "video_tokens": 0 if self._chat else None,
-                }
-            ),
+            "usage": self._usage({"cached_tokens": 0, "image_tokens": 0, "video_tokens": 0}),
         }
 
     def _chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
@@ -266,7 +260,7 @@ class Answer:
     def _stream_usage(self) -> dict[str, object]:
         return self._usage({"cached_tokens": 0})
 
-    def _usage(self, prompt_details: dict[str, int | None]) -> dict[str, object]:
+    def _usage(self, prompt_details: dict[str, int]) -> dict[str, object]:
         prompt, completion = self.prompt_tokens, self.completion_tokens
         return {
             "prompt_tokens": prompt,

@@ -94,6 +94,7 @@ class CpuStart:
             guided_decoding=True,
             own_parser=self._own_parser or "auto",
             directory=weights.directory,
+            private_media=settings.requests.private_media,
             max_tokens_limit=settings.requests.max_tokens_limit or None,
             strict=settings.requests.strict,
         )

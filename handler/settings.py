@@ -294,13 +294,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSettings:
-    """How requests to FastDeploy are treated."""
+    """How requests to the engine are treated."""
 
     strict: bool = variable("STRICT_REQUESTS", False, group="requests")(
-        "Refuse requests with options that FastDeploy would ignore in silence, instead of naming them in the log."
+        "Refuse requests with options that the engine would ignore in silence, instead of naming them in the log."
     )
     raw: bool = variable("RAW_ENGINE_OUTPUT", False, group="requests")(
-        "Pass FastDeploy's answers on as they are, without the repairs that make them OpenAI's."
+        "Pass the engine's answers on as they are, without the repairs that make them OpenAI's."
+    )
+    private_media: bool = variable("ALLOW_PRIVATE_MEDIA", False, group="requests")(
+        "Let requests name images and videos on this machine (file://) and on addresses that are not public: FastDeploy opens them."
     )
     max_tokens_limit: int = variable("MAX_TOKENS_LIMIT", 0, within=(0, 10_000_000), group="requests")(
         "Most tokens that one answer may ask for; 0 means no limit. FastDeploy 2.3 and 2.4 cannot abort a request."

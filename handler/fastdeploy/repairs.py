@@ -31,6 +31,7 @@ RULES = {
     "cut": "2.3 calls an answer that filled the context finished ('stop') unless max_tokens was smaller: it was cut ('length').",
     "arguments": "2.3 begins the arguments of a streamed tool call with a space, which goes.",
     "nameless": "2.3 streams a second tool call without id and name, which nobody can call: it goes, and the first is left to be made.",
+    "nulls": "Counts and offsets that the engine does not tell are left out; OpenAI's schema has numbers and lists there.",
     "aborted": "An answer that the engine broke off ('abort', 'pd_reschedule'), or that holds no choice, is an error.",
 }
 
@@ -129,10 +130,15 @@ class Repairer:
             raise _broken_off(f"broke the answer off ({choices[0]['finish_reason']})")
         if answer.get("model") != self._facts.model:
             self.applied.add("model")
+        usage = _counts(answer.get("usage") or {})
+        offsets = [choice | {"logprobs": _without_nulls(choice["logprobs"])} if choice.get("logprobs") else choice for choice in choices]
+        if (usage, offsets) != (answer.get("usage") or {}, choices):
+            choices = offsets
+            self.applied.add("nulls")
         if self._was_cut([answer.get("usage") or {}], len(choices)):
             choices = [choice | {"finish_reason": _cut(choice.get("finish_reason"))} for choice in choices]
             self.applied.add("cut")
-        return answer | {"model": self._facts.model, "choices": choices}
+        return answer | {"model": self._facts.model, "choices": choices, **({"usage": usage} if usage else {})}
 
     def _learn_name(self, frame: bytes) -> None:
         self._learned = True
@@ -238,7 +244,7 @@ class Repairer:
         if not self._usages or self._facts.hide_usage:
             return frames
         if len(self._usages) > 1:
-            total = merge_usage(self._usages, n=self._facts.n, unknown=None)
+            total = _counts(merge_usage(self._usages, n=self._facts.n, unknown=None))
             self._usage_frame = _frame(json.loads(data_of(self._usage_frame) or b"") | {"usage": total})
             self.applied.add("usage")
         return [*frames, self._usage_frame]
@@ -255,6 +261,14 @@ class Repairer:
 
 def _cut(reason: object) -> object:
     return "length" if reason == "stop" else reason
+
+
+def _counts(usage: dict[str, Any]) -> dict[str, Any]:
+    return {name: _without_nulls(value) if isinstance(value, dict) else value for name, value in usage.items()}
+
+
+def _without_nulls(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _frame(chunk: Mapping[str, Any]) -> bytes:

@@ -294,6 +294,7 @@ def _rules(settings: Settings, decision: Decision, config: Mapping[str, Any], re
         reasoning_parser=values.get("reasoning_parser"),
         logprobs=bool(values.get("enable_logprob")),
         vision="vision_config" in config,
+        private_media=settings.requests.private_media,
         max_stops=int(decision.environment.get("FD_MAX_STOP_SEQS_NUM", 5)),
         max_tokens_limit=settings.requests.max_tokens_limit or None,
         strict=settings.requests.strict,

@@ -71,12 +71,17 @@ def test_an_answer_has_the_fields_of_the_recording_in_their_order(
 ) -> None:
     reply = ask(engine, path, body)
     assert reply.status == 200
-    assert recorded.shape(reply.json) == recorded.shape(recorded.values(name)[0])
+    theirs = recorded.values(name)[0]
+    if "usage" in theirs:
+        # Null in text completions, which OpenAI's schema does not allow.
+        theirs["usage"]["prompt_tokens_details"] |= {"image_tokens": 0, "video_tokens": 0}
+    assert recorded.shape(reply.json) == recorded.shape(theirs)
 
 
 def test_logprobs_of_a_completion_have_the_fields_of_the_recording_and_the_offsets_that_it_lacks(engine: Engine) -> None:
     ours = ask(engine, "completions", {"logprobs": 2}).json
     theirs = recorded.values("c_cmpl_logprobs")[0]
+    theirs["usage"]["prompt_tokens_details"] |= {"image_tokens": 0, "video_tokens": 0}
     for value in (ours, theirs):
         assert list(value["choices"][0]["logprobs"]) == ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
     ours_rest, theirs_rest = ({**value, "choices": [{**value["choices"][0], "logprobs": {}}]} for value in (ours, theirs))

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,11 @@ from checkpoint.find import Weights
 from checkpoint.unavailable import ModelUnavailable
 from handler.engine import EngineKind
 from handler.engines import choose_engine, further_problems
-from handler.errors import EngineFailedToStart, InvalidSettings
+from handler.errors import EngineFailedToStart, InvalidJob, InvalidSettings
 from handler.fastdeploy.flags import variable_names
-from handler.settings import read_settings
+from handler.job import CHAT, Request
+from handler.settings import BatchLimits, read_settings
+from tests import DEMO
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -198,3 +201,17 @@ def test_the_cpu_engine_has_the_same_steps_and_looks_for_itself(checkpoint: Path
     assert (engine.fatal("launch_worker.log: Pod failed"), engine.gpu_memory(), engine.polls) == (False, None, False)
     with pytest.raises(ModelUnavailable, match="the CPU engine downloads nothing"):
         start.prepare(Weights(model="org/name", directory=None, origin="engine"))
+
+
+def test_the_operators_word_on_requests_holds_for_the_cpu_engine_too() -> None:
+    written = {"MODEL": "org/demo", "SERVED_MODEL_NAME": "served", "ENGINE": "cpu", "STRICT_REQUESTS": "1", "MAX_TOKENS_LIMIT": "5"}
+    engine = choose_engine(read_settings(written)).prepare(Weights(model="org/demo", directory=DEMO, origin="directory"))
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    for name in ("served", "org/demo", "demo", "default"):
+        sent = engine.exchange(Request(method="POST", path=CHAT, body={**body, "model": name}, batch=BatchLimits())).sent.body
+        assert sent
+        assert (sent["model"], sent["max_tokens"]) == ("served", 5)
+    wrongs: list[dict[str, Any]] = [{"model": "gpt-4"}, {"prediction": {}}]
+    for wrong in wrongs:
+        with pytest.raises(InvalidJob):
+            engine.exchange(Request(method="POST", path=CHAT, body=body | wrong, batch=BatchLimits()))

@@ -120,9 +120,11 @@ ESCAPED = {
     "b_logprobs": "b_logprobs_stream",
     "b_cmpl_logprobs": "b_cmpl_logprobs_stream",
     "base_err_seed_neg": "base_chat_basic",
+    "base_chat_metadata": "base_chat_template_kwargs",
 }
 """Failures that the worker's callers do not meet, and what was recorded of what they get instead: the parser qwen3 fails on whole answers
-only, keys are the platform's business and not the engine's, a null model is no model, and a seed of -1 is no seed."""
+only, keys are the platform's business and not the engine's, a null model is no model, a seed of -1 is no seed, and `enable_thinking` in
+metadata reached no template."""
 
 SPACED = ("b_think_implicit", "b_think_tool")
 """Whole answers around whose parts the parser strips white space that a stream keeps, and counts among the thoughts."""

@@ -145,3 +145,9 @@ def test_a_model_that_fastdeploy_downloads_itself_has_its_name_and_its_source() 
     prepared = start().prepare(found)
     assert (flags(prepared)["model"], prepared.variables()["FD_MODEL_SOURCE"]) == ("org/name", "MODELSCOPE")
     prepared.examine()
+
+
+def test_the_operators_word_on_requests_reaches_their_rules() -> None:
+    rules = engine({"STRICT_REQUESTS": "1", "ALLOW_PRIVATE_MEDIA": "true", "MAX_TOKENS_LIMIT": "7"}, release="2.4").rules
+    assert (rules.strict, rules.private_media, rules.max_tokens_limit, rules.engine.name) == (True, True, 7, "FastDeploy 2.4")
+    assert not engine().rules.private_media
