@@ -14,14 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = {
     "handler": (31, 3700),
-    "handler/fastdeploy": (22, 2550),
-    "handler/parsing": (7, 900),
-    "handler/translation": (12, 1100),
+    "handler/fastdeploy": (22, 2600),
+    "handler/parsing": (6, 750),
+    "handler/translation": (11, 1100),
     "cpu_engine": (25, 2850),
     "checkpoint": (11, 1150),
     "images": (34, 3500),
-    "tools": (38, 3700),
-    "ci": (37, 3200),
+    "tools": (42, 4000),
+    "ci": (35, 3200),
 }
 """Modules and code lines at most; `handler` is its core, without the packages in it."""
 
