@@ -1,5 +1,5 @@
 # Every recipe a person uses. Each installs what it needs first, and `ci/just RECIPE` installs just itself too; `ci/just RECIPE help` lists
-# what a recipe takes. Files that a person names are meant from CALLED_FROM, the folder in which he stands.
+# what a recipe takes. File names are relative to CALLED_FROM, the folder in which the command was typed.
 set positional-arguments
 
 python := ".venv/bin/python"

@@ -32,7 +32,7 @@ __all__ = ["COMMAND", "bill", "materials"]
 _NAME = "worker-fastdeploy"
 _NAMESPACE = uuid.UUID("6f2a3f0e-0e0c-5f0a-9a53-0c6b7d1c2a11")
 _EPOCH = datetime(1980, 1, 1, tzinfo=timezone.utc)
-"""CycloneDX asks for a time; this one says that there is none."""
+"""CycloneDX needs a time; this one stands for none, so that the same lock gives the same bytes."""
 
 
 def materials(lock: Lock, target: Target, model: str = "") -> Iterator[Component]:
@@ -62,8 +62,8 @@ def bill(lock: Lock, target: Target, *, model: str = "", digest: Digest | None =
     bom.metadata.timestamp = _EPOCH
     bom.metadata.component = Component(name=_NAME, type=ComponentType.CONTAINER, version=version, bom_ref=_NAME, hashes=hashes)
     bom.register_dependency(bom.metadata.component, bom.components)
-    told = "\n".join(sorted(str(component.bom_ref.value) for component in bom.components))
-    bom.serial_number = uuid.uuid5(_NAMESPACE, f"{version}\n{told}")
+    references = "\n".join(sorted(str(component.bom_ref.value) for component in bom.components))
+    bom.serial_number = uuid.uuid5(_NAMESPACE, f"{version}\n{references}")
     return str(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)) + "\n"
 
 

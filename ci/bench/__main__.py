@@ -13,7 +13,7 @@ __all__ = ["BENCHES", "command"]
 
 BENCHES = {
     "api-trials": "api_trials",
-    "cpu": "cpu",
+    "cpu": "forward_pass",
     "images": "images",
     "readahead": "readahead",
     "soak": "soak",

@@ -1,6 +1,6 @@
 """Deployments against an API that lies: `ci/just bench api-trials`.
 
-Trials of the seeds from `seed` on. What a trial is, and what must hold, is told in `tests/tools/deploy/hostile_api.py`. Each failure is
+Trials of the seeds from `seed` on. `tests/tools/deploy/hostile_api.py` says what a trial is and what must hold. Each failure is
 printed with its seed, and makes the exit code 1; `n=1 seed=SEED` repeats it.
 """
 

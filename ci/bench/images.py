@@ -233,7 +233,7 @@ def ways(shop: Shop, model: LockedModel | None, index: str) -> Iterator[dict[str
     def by_commands(tree: Path, *commands: Sequence[str]) -> Way:
         def bring(edit: Callable[[], None]) -> float:
             edit()
-            os.sync()  # each pays for its own writes: whoever flushes first would wait for all that the one before left
+            os.sync()  # each way waits for its own writes only, not for those of the way before it
             return sum(shop.spend(*command) for command in commands)
 
         return Way(tree=tree, bring=bring)

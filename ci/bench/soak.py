@@ -39,7 +39,7 @@ def tell(*_):
 if os.environ.pop("SOAK", ""):
     signal.signal(signal.SIGUSR2, tell)
 """
-"""Runs in the worker before it does: tells of its tasks on a signal."""
+"""Runs in the worker before its own code: prints the number of its tasks on a signal."""
 KEPT = 200
 """Ended jobs that the job server remembers, for what still comes about them."""
 ROOM = {"megabytes": 6.0, "files": 6.0, "connections": 6.0, "threads": 1.0, "tasks": 12.0, "objects": 8000.0}

@@ -1,7 +1,7 @@
 """Many random fault trials: `ci/just bench trials`.
 
-Trials of the seeds from `seed` on, `n` of each kind of trouble or of the one that is named; `together` run at a time. What a trial is, and
-what must hold, is told in `tests/handler/faults/trials.py`. Each failure is printed with its seed and the worker's own words, and makes the
+Trials of the seeds from `seed` on, `n` of each kind of trouble or of the one that is named; `together` run at a time. What a trial is and
+what must hold stands in `tests/handler/faults/trials.py`. Each failure is printed with its seed and the worker's own words, and makes the
 exit code 1; `n=1 seed=SEED kind=KIND` repeats it.
 """
 

@@ -1,6 +1,6 @@
 """Docker, a registry and the base for all processes of one run of the tests: the first comer starts them, the last user's end ends them.
 
-A keeper process owns them. Whoever uses them holds a shared lock on a file, which the kernel lets go of even when the user is killed;
+A keeper process owns them. Each user holds a shared lock on a file, which the kernel lets go of even when the user is killed;
 the keeper waits for the exclusive lock, and once it has that, everyone has left.
 """
 

@@ -142,7 +142,7 @@ async def _until_stopped(prepared: Prepared, image: PushedImage | None, mask: Ma
             raise
         print(f"deploy: stopped: {mask(left[0])}", file=sys.stderr)
         return 128 + stopped[0]
-    except Exception:  # noqa: BLE001  # a mistake of this program; whatever it is, what is left must be said, and no secret
+    except Exception:  # noqa: BLE001  # a mistake of this program: what is left must be printed all the same, and no secret
         print(mask(traceback.format_exc()), file=sys.stderr)
         raise DeployError(f"this is a mistake of deploy itself\nwhat is left: {left[0]}") from None
     return 0
@@ -154,7 +154,7 @@ async def _carry_out(prepared: Prepared, image: PushedImage | None, mask: Mask, 
     def say(text: str) -> None:
         try:
             print(mask(text), flush=True)
-        except BrokenPipeError:  # nobody reads any more; a deployment goes on to its end, or to its way back
+        except BrokenPipeError:  # the reader has closed the pipe; a deployment still has to end, or to be taken back
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     async with aiohttp.ClientSession() as session:

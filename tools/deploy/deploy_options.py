@@ -17,7 +17,7 @@ NO_IDLE_TIME = "idle: RunPod takes no idle time where requests= decides over the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployOptions:
-    """What is asked for; None and empty mean that the endpoint's own, or RunPod's default, stays. Times in seconds, sizes in GB."""
+    """What the command line sets; None and empty keep the endpoint's own value, or RunPod's default. Times in seconds, sizes in GB."""
 
     image: str = ""
     endpoint: str = ""
@@ -151,7 +151,7 @@ def conflicts(values: Mapping[str, str]) -> Iterator[str]:
         yield "delay, requests: got both, expected one of them"
     if values["delay"] and values["type"] == "lb":
         yield "delay: a load balancer has no queue, expected requests=N"
-    # Without type= only the endpoint itself tells: `endpoint_changes` refuses it there.
+    # Without type= the kind of the endpoint is not known yet: `endpoint_changes` refuses it then.
     if values["type"] == "queue" and values["idle"] and values["requests"]:
         yield NO_IDLE_TIME
 

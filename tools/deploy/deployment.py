@@ -157,11 +157,11 @@ class Deployment:
     async def _create_once(self, name: str, body: Json) -> Endpoint:
         """Create the endpoint; where the answer is lost, look whether it is there, and never send it twice."""
         before = {one["id"] for one in await self.api.endpoints()}
-        self.left = f"endpoint {name} may have been created; the same command goes on from there"
+        self.left = f"endpoint {name} may have been created; the same command continues from there"
         try:
             return await self._create(body, before)
         except OutcomeUnknown as unknown:
-            self.say(f"{unknown}; looking whether {name} is there nevertheless")
+            self.say(f"{unknown}; looking for {name} by its name")
             for _ in range(_LOOKS_FOR_LOST):
                 found = await self.api.find(name)
                 if found is not None and found.get("image") == body["image"] and found["id"] not in before:
@@ -214,12 +214,12 @@ class Deployment:
             try:
                 await self.api.update(current["id"], patch)
             except OutcomeUnknown as unknown:
-                self.say(f"{unknown}; looking whether it was changed nevertheless")
+                self.say(f"{unknown}; looking whether it was changed")
                 if differences(patch, await self.api.get(current["id"])):
                     await asyncio.sleep(self.options.poll)
                     continue
                 self.say("it was")
-            self.left = f"endpoint {name} ({current['id']}) was changed, and RunPod goes on with its release; {ways}"
+            self.left = f"endpoint {name} ({current['id']}) was changed, and RunPod continues its release; {ways}"
             return
         raise RolloutFailed(f"endpoint {name} could not be changed: RunPod failed {_LOOKS_FOR_LOST} times")
 
@@ -282,11 +282,11 @@ async def remove(api: RunPodApi, name: str, *, dry_run: bool, say: Callable[[str
 
 def _ways_on(current: Endpoint) -> str:
     name, image = current["name"], current.get("image")
-    return f"the same command watches on, and ci/just deploy endpoint={name} image={image} goes back"
+    return f"the same command continues to watch, and ci/just deploy endpoint={name} image={image} goes back"
 
 
 def _removal(name: object) -> str:
-    return f"the same command goes on from there, and ci/just deploy endpoint={name} delete=yes removes it"
+    return f"the same command continues from there, and ci/just deploy endpoint={name} delete=yes removes it"
 
 
 async def _first_to_end(work: Coroutine[None, None, None], watch: Coroutine[None, None, None]) -> None:

@@ -30,7 +30,7 @@ _PLATFORM_PATIENCE = "RUNPOD_INIT_TIMEOUT"
 
 
 def merge(current: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
-    """Return an endpoint's variables with those asked for over them; an empty text removes one."""
+    """Return an endpoint's variables, changed by those of the command line; an empty text removes one."""
     return {name: text for name, text in {**current, **asked}.items() if text or name not in asked}
 
 

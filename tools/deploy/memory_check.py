@@ -27,7 +27,7 @@ _PLANNED = frozenset({*_NAMES, "QUANTIZATION", "MAX_MODEL_LEN", "MAX_NUM_SEQS"})
 
 @dataclass(frozen=True, slots=True)
 class MemoryCheck:
-    """What was found: pools that do not hold the model, why nothing could be said, and the disk in GB that the download takes."""
+    """What was found: pools that do not hold the model, why nothing could be checked, and the disk in GB that the download takes."""
 
     problems: tuple[str, ...] = ()
     note: str = ""

@@ -79,19 +79,19 @@ async def _with_worker(options: Options, table: JobTable, asked: asyncio.Future[
     print(_how_to(options, table.jobs.url), flush=True)
     async with LocalWorker(variables, stop_s=_STOP_S + _engine_stop_s(variables)) as worker:
         ended = asyncio.create_task(worker.process.wait())
-        told = asyncio.create_task(_tell_when_ready(table.jobs, started))
+        ready = asyncio.create_task(_print_when_ready(table.jobs, started))
         try:
             either: set[asyncio.Future[Any]] = {ended, asked}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                when = "while it was serving" if told.done() else "before it could take a job"
-                print(f"serve: the worker ended by itself {when}, with exit code {ended.result()}; what it said is above", file=sys.stderr)
+                when = "while it was serving" if ready.done() else "before it could take a job"
+                print(f"serve: the worker ended by itself {when}, with exit code {ended.result()}; its output is above", file=sys.stderr)
                 return 1
             print("serve: stopping", file=sys.stderr)
             table.stop_all()  # so that the worker does not wait for answers that no client reads any more
             return 130 if asked.result() == signal.SIGINT else 0
         finally:
-            for task in (ended, told):
+            for task in (ended, ready):
                 task.cancel()
 
 
@@ -102,7 +102,7 @@ def _engine_stop_s(variables: Mapping[str, str]) -> float:
         return 10.0
 
 
-async def _tell_when_ready(jobs: JobServer, started: float) -> None:
+async def _print_when_ready(jobs: JobServer, started: float) -> None:
     await jobs.wait_worker(86400)
     print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
 

@@ -2,7 +2,7 @@
 
 Figures are RunPod's documented ones (docs.runpod.io: serverless/endpoints/send-requests, operation-reference).
 Unverified, since undocumented: policies outside the documented bounds are refused with a 400, not clamped; a job past its execution
-timeout is taken from the worker, which goes on with its others ("the worker stops", says the documentation); `?ttl=` counts from the call.
+timeout is taken from the worker, which continues its others (the documentation has "the worker stops"); `?ttl=` counts from the call.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TrackedJob:
     ttl_s: float
     kept_s: float
     timed_out: bool = False
-    told: int = 0
+    streamed: int = 0
     """How many streamed values /stream has handed out."""
     counted: bool = False
     watch: asyncio.Task[None] | None = None
@@ -126,7 +126,7 @@ class JobTable:
         return entry
 
     def stop(self, entry: TrackedJob) -> None:
-        """Cancel a job in whatever state it is; its worker is told."""
+        """Cancel a job in any state; its worker receives the id with its next poll for jobs to stop."""
         self.jobs.stop(entry.job.id)
 
     def stop_all(self) -> None:

@@ -80,7 +80,7 @@ class OpenAIRoute:
         await response.prepare(request)
         async for value in entry.job:
             await response.write(_text(value).encode("utf-8", "replace"))
-        if entry.state in {"TIMED_OUT", "CANCELLED"}:  # the worker was told to drop it and says nothing more
+        if entry.state in {"TIMED_OUT", "CANCELLED"}:  # the worker has dropped it and posts nothing more
             _, error = _failure(entry)
             await response.write(f"data: {json.dumps(error)}\n\n".encode())
         await response.write_eof()

@@ -75,8 +75,8 @@ class Operations:
 
     async def _stream(self, request: web.Request) -> web.Response:
         entry = self._entry(request)
-        new = entry.job.stream[entry.told :]
-        entry.told += len(new)
+        new = entry.job.stream[entry.streamed :]
+        entry.streamed += len(new)
         shown = entry.shown()
         shown.pop("output", None)
         return web.json_response(shown | {"stream": [{"output": value} for value in new]})

@@ -67,7 +67,7 @@ class LocalWorker:
                 self.process.kill()
                 await self.process.wait()
                 print(f"serve: the worker did not end within {self._stop_s:g} s and was killed", file=sys.stderr)
-        # The SDK's heartbeat is a process that outlives a worker that was killed, and so may what had no time to be told.
+        # The SDK's heartbeat is a process that outlives a worker that was killed, and so may children that had no time to end.
         for process in family | self._session():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:

@@ -274,7 +274,7 @@ async def test_an_answer_of_another_form_ends_the_watch_and_says_what_is_left(tw
     said = await deploy(twin, *order(twin, "2"), "endpoint=mine")
     assert said.code == 1, said
     assert reason in said.err
-    assert "what is left: endpoint mine (ep000000) was changed, and RunPod goes on with its release; " in said.err
+    assert "what is left: endpoint mine (ep000000) was changed, and RunPod continues its release; " in said.err
     assert len(twin.changes) == 1
 
 
