@@ -89,7 +89,7 @@ def _number(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def _set_threads() -> int:
-    """Set the threads of every BLAS numpy may bring, unless somebody has; return their number."""
+    """Set the number of threads of every BLAS that numpy may use, unless the environment sets it; return it."""
     environment = os.environ  # noqa: TID251 - a BLAS takes its threads from nowhere else
     chosen = next((environment[name] for name in _THREAD_VARIABLES if environment.get(name, "").isdigit()), None)
     threads = max(1, int(chosen)) if chosen else free_cores()

@@ -20,7 +20,7 @@ class CallText:
         self._arguments = ""
 
     def feed(self, text: str, *, finish: str | None) -> list[dict[str, object]]:
-        """Return the deltas that more text makes; the last character is held back until it is not the brace that ends the call."""
+        """Return the deltas of more text. The last character is held back, since the last one of all is the brace that ends the call."""
         self._text += text
         deltas: list[dict[str, object]] = []
         if self._named is None:
@@ -38,7 +38,7 @@ class CallText:
         return deltas
 
     def whole(self) -> list[dict[str, object]] | None:
-        """Return the call, None where the answer was cut before its name was told."""
+        """Return the call, None where the answer was cut before the name was complete."""
         if self._named is None:
             return None
         return [{"id": self._id, "type": "function", "function": {"name": self._named[1], "arguments": self._arguments}}]

@@ -1,8 +1,8 @@
-"""The two ways to say no: `StartupError` stops the start of the engine, `BadRequest` answers one caller.
+"""The two kinds of refusal: `StartupError` stops the start of the engine, `BadRequest` answers one request.
 
 Exception
-|- StartupError      the operator's turn: directory, file, flag or machine does not fit
-`- BadRequest   the caller's turn: the body of one request does not fit
+|- StartupError      for the operator: directory, file, flag or machine does not fit
+`- BadRequest   for the caller: the body of a request does not fit
 """
 
 from __future__ import annotations

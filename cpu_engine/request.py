@@ -1,7 +1,7 @@
 """A JSON body -> a checked request: every field that changes the answer has a type and a range here, or is refused.
 
-Field names and ranges are FastDeploy 2.3's (its OpenAPI schema); what it would answer with a 500, or never, is a 400 here. So is what it
-ignores and this engine does not do either (unsupported.py): whoever asks for it gets no answer without it.
+Field names and ranges are FastDeploy 2.3's (its OpenAPI schema); what FastDeploy answers with a 500, or never, is a 400 here. An option
+that FastDeploy ignores and this engine does not implement is a 400 too (unsupported.py).
 """
 
 from __future__ import annotations

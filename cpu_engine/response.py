@@ -1,7 +1,7 @@
 """Token events -> the JSON and the SSE frames of the answer: FastDeploy 2.3's keys, and all that OpenAI's schema requires.
 
-Where FastDeploy 2.3 differs from that schema, this keeps to the schema: every frame has its `object`, its `finish_reason` is null before
-the last, `text_offset` is told, an answer that filled the context ends with `length`. Keys beyond it are FastDeploy's.
+Where FastDeploy 2.3 differs from that schema, this follows the schema: every frame has an `object`, `finish_reason` is null in every
+frame but the last, `text_offset` is a list, and an answer that filled the context ends with `length`. Other keys are FastDeploy's.
 """
 
 from __future__ import annotations

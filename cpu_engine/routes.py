@@ -210,7 +210,7 @@ class Server:
             await response.write(error_frame(error.body))
             return response
         except ConnectionResetError:
-            return response  # the client has left; what it asked for is aborted by whoever submitted it
+            return response  # the client has left; _submitted aborts its sequences
         self._metrics.successes += 1
         return response
 
@@ -271,7 +271,7 @@ async def _nothing(_: web.Request) -> web.Response:
 
 @web.middleware
 async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give every error a JSON body; what nobody foresaw is a 500 without its inside, or breaks off an answer that has begun."""
+    """Give every error a JSON body. An unexpected exception is a 500 without details, or breaks off an answer that has begun."""
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:

@@ -1,8 +1,7 @@
 """Messages -> prompt text, by a chat template (Jinja2, sandboxed), rendered exactly as transformers renders it.
 
-This runs in a process of its own (template_process.py): a template is a program of the checkpoint's author, and what it costs can be
-bounded there only. What is around a template, its names, filters, tags and white space, is that of transformers 5
-(`utils/chat_template_utils.py`); tests/data/templates.json holds what transformers makes of some.
+This runs in a process of its own (template_process.py), which bounds what a template costs. Names, filters, tags and white space of the
+environment are those of transformers 5 (utils/chat_template_utils.py); tests/data/templates.json holds renderings by transformers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The chat template of a checkpoint, rendered in a process of its own with bounds of time and memory.
 
-A template is a program that somebody else wrote, and Jinja has no bound for what it does: loops in loops, a text doubled forty times. So it
-runs where the kernel ends it, and the engine goes on: the conversation is refused, and the next one finds a new process. Requests and
-answers are lines of JSON; the process ends with its standard input, that is, with the engine.
+A template is code of the checkpoint, and Jinja does not bound what it does: nested loops, a text doubled forty times. In a process of its
+own the kernel bounds it (RLIMIT_CPU, RLIMIT_AS): the conversation is refused, and the next one starts a new process. Requests and answers
+are lines of JSON; the process ends when its standard input does, and so with the engine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TemplateProcess:
     """Renders the conversations of one checkpoint; safe for concurrent use."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        """Start the process; without a `default` among the `sources` there is nothing to render, and none."""
+        """Start the process; without a `default` among the `sources` there is none."""
         self._known = {"sources": dict(sources), "special_tokens": dict(special_tokens)}
         self._lock = threading.Lock()
         self._child = _Child(self._known) if "default" in sources else None
@@ -94,13 +94,13 @@ class _Child:
         self._opening: list[dict[str, Any] | None] = []
 
     def opening(self) -> dict[str, Any] | None:
-        """Return its first answer, to what it is to know: it has read the template."""
+        """Return its first answer, which comes when it has read the templates."""
         if not self._opening:
             self._opening.append(self.read())
         return self._opening[0]
 
     def write(self, value: object) -> bool:
-        """Send a line; return False when nobody reads it."""
+        """Send a line; return False when the process has ended."""
         try:
             if self._process.stdin is not None:
                 self._process.stdin.write(json.dumps(value).encode() + b"\n")

@@ -1,6 +1,6 @@
-"""What a request may ask of the answer that this engine does not do: refused by name, since an answer without it would be a wrong one.
+"""Options that this engine does not implement: refused by name, since an answer that ignores one would be wrong.
 
-An option counts as asked whatever its value, false, 0, "" and [] included, unless the value asks for what happens anyway.
+Any value of an option counts as a request, false, 0, "" and [] included, but for the values listed beside it, which ask for the default.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from cpu_engine.json_fields import Fields
 from cpu_engine.refusals import BadRequest, RequestKind
 
-# Option -> the values that ask for nothing.
+# Option -> the values that ask for the default.
 _EVERYWHERE: dict[str, tuple[object, ...]] = {
     "structural_tag": (),
     "structured_outputs": ({},),
@@ -28,7 +28,7 @@ _EVERYWHERE: dict[str, tuple[object, ...]] = {
     "modalities": (["text"], []),
 }
 _CHAT: dict[str, tuple[object, ...]] = {
-    # A template may loop in loops without end, and each would be tried again for each request.
+    # A template of a request could use up the processor time that is allowed, and end the process, for every request.
     "chat_template": (),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),

@@ -29,6 +29,7 @@ from images.arguments import Command, Key, file_named, whole
 if TYPE_CHECKING:
     import aiohttp
 
+    from cpu_engine.forward import Transformer
     from cpu_engine.tensors import FloatArray
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 1024, 3072, 18, 16, 2, 128, 103424
@@ -165,7 +166,40 @@ def measure_bare(directory: Path, threads: int, tokens: int) -> dict[str, Timing
         ),
         "one": in_turn(answered(1), bare_products(linears, weights.head, 1, 1), tokens),
         "many": in_turn(answered(STREAMS), bare_products(linears, weights.head, STREAMS, STREAMS), tokens),
+        "bound": in_turn(*answers(directory, model), tokens),
     }
+
+
+def answers(directory: Path, model: Transformer) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Give one step of an answer that is bound to a JSON schema, and one of an answer that is free, by the engine's own sampler."""
+    from cpu_engine.answer_form import AnswerForm
+    from cpu_engine.constraint import ConstraintCompiler
+    from cpu_engine.sampling import SamplingParams
+    from cpu_engine.sequence import SequenceSpec, SequenceState
+    from cpu_engine.tokenizer import read_tokenizer
+
+    tokenizer = read_tokenizer(directory, prefer_sentencepiece=True)
+    item = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}
+    form = AnswerForm(
+        field="guided_json", grammar="start: %json " + json.dumps({"type": "array", "items": item, "minItems": 10_000}), calls={}
+    )
+    constraint = ConstraintCompiler(tokenizer, model.config.vocab_size, {2}).compile(form)
+
+    def stepping(*, bound: bool) -> Callable[[], object]:
+        spec = SequenceSpec(
+            prompt=[3 + n for n in range(PROMPT)],
+            sampling=SamplingParams(top_p=0.8, seed=1),
+            max_tokens=100_000,
+            min_tokens=100_000,
+            stop_tokens=frozenset({2}),
+            stop_strings=(),
+            include_stop=False,
+            constraint=constraint if bound else None,
+        )
+        state = SequenceState(spec, model.new_cache(), tokenizer)
+        return lambda: state.advance(model.forward([state.next_chunk(PROMPT)]))
+
+    return stepping(bound=True), stepping(bound=False)
 
 
 def bare_products(linears: list[FloatArray], head: FloatArray, rows: int, last: int) -> Callable[[], object]:
@@ -268,6 +302,7 @@ def print_table(bare: dict[str, Timing], served: Served) -> None:
     row("prompt, forward pass", bare["prompt"].engine * 1e3, "ms", bare["prompt"].floor * 1e3, bare["prompt"])
     row("decode, 1 stream", 1 / one.engine, "tok/s", 1 / one.floor, one)
     row(f"decode, {STREAMS} streams", STREAMS / many.engine, "tok/s", STREAMS / many.floor, many)
+    row("decode, bound to a schema", 1 / bare["bound"].engine, "tok/s", 1 / bare["bound"].floor, bare["bound"])
     print("through the server")
     row("time to first token", served.first_token * 1e3, "ms", None, None)
     row("1 stream", 1 / served.one, "tok/s", None, None)

@@ -2,9 +2,8 @@
 
     python -m ci.parity.make_template_references [FILE]        default: tests/data/templates.json
 
-Needs an environment of its own, with transformers and jinja2 and without anything of this project; no model, no torch. Each template is
-written for this table: together they use the names, filters, tags and habits that templates of the served families use. What transformers
-cannot render stands there as null.
+Runs in an environment of its own with transformers and jinja2, without torch and without a model. The templates are written for this
+table; together they use the names, filters and tags that templates of the served families use. null stands for a rendering that fails.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Which addresses of images and videos a request may name: FastDeploy fetches them itself, from inside of the deployment's network.
+"""Which addresses of images and videos a request may name: FastDeploy fetches them itself, from inside the deployment's network.
 
-It opens `file://` paths, follows `http` and `https` wherever they lead, and its server waits for as long as one hangs. So only `data:`
-addresses and public hosts pass, unless the operator allows others (ALLOW_PRIVATE_MEDIA). A name is not resolved here: one that leads to a
-private address, or redirects to one, is for the network's own rules to stop.
+FastDeploy opens `file://` paths and any `http` or `https` address, and its server waits while a download hangs. So only `data:` addresses
+and public hosts pass, unless the operator allows others (ALLOW_PRIVATE_MEDIA). Names are not resolved here: one that resolves or redirects
+to a private address must be stopped by the network's own rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 _MEDIA = frozenset(f"{kind}{form}" for kind in ("image", "video", "audio") for form in ("", "_url"))
 _NAT64 = ipaddress.ip_network("64:ff9b::/32")
 _INSIDE = ("localhost", "local", "internal", "intranet", "lan", "home.arpa")
-"""Names that lead nowhere public, each with all below it."""
+"""Names without a public address, each with every name below it."""
 _EXPECTED = "expected an https, http or data address on a public host (ALLOW_PRIVATE_MEDIA=true lets any pass)"
 
 
@@ -48,7 +48,7 @@ def _addresses(field: str, part: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _is_public(address: str) -> bool:
     if re.match(r"data:", address, re.IGNORECASE):
         return True
-    # Where readers of addresses disagree, one of them may be led inside: no blanks, no backslashes, nothing that stands for a dot.
+    # Parsers of addresses disagree on blanks, backslashes and characters that fold to a dot.
     if not address.isascii() or not address.isprintable() or re.search(r"[\s\\]", address):
         return False
     try:
@@ -64,7 +64,7 @@ def _is_public(address: str) -> bool:
 
 def _is_public_host(host: str) -> bool:
     try:
-        # A reader of addresses takes 127.1, 0x7f.0.0.1 and 2130706433 for one host, as inet_aton does.
+        # HTTP clients read 127.1, 0x7f.0.0.1 and 2130706433 as the same host, as inet_aton does.
         number = ipaddress.ip_address(host) if ":" in host else ipaddress.ip_address(socket.inet_aton(host.rstrip(".")))
     except (OSError, ValueError):
         name = host.rstrip(".")

@@ -17,14 +17,14 @@ __all__ = ["CAPABILITIES", "Capabilities", "NoEffect", "Rules"]
 
 @dataclass(frozen=True, slots=True)
 class NoEffect:
-    """Why an option has no effect, and the values of it that ask for nothing but what happens anyway; null always is one."""
+    """Why an option has no effect, and its values that ask for the default; null always does."""
 
     why: str
-    idle: tuple[Any, ...] = ()
+    defaults: tuple[Any, ...] = ()
 
     def is_asked(self, value: object) -> bool:
-        """Tell whether a request that holds `value` asks for something; false, 0, "" and [] do, unless they are idle."""
-        return value is not None and not any(value == idle and type(value) is type(idle) for idle in self.idle)
+        """Tell whether `value` asks for something else than the default; false, 0, "" and [] do, unless they are listed."""
+        return value is not None and not any(value == default and type(value) is type(default) for default in self.defaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

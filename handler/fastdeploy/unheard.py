@@ -1,7 +1,7 @@
-"""Which options of a request an engine would take without a word and without effect, and why.
+"""Which options of a request an engine would accept and ignore, and why.
 
-The law is that nothing asked is dropped in silence: what stands here is reported, or refused with STRICT_REQUESTS. An option counts as
-asked whatever its value, false, 0, "" and [] included, unless the value asks for what happens anyway.
+No option is dropped silently: one that is listed here is reported in the log, or refused with STRICT_REQUESTS. Any value of an option
+counts as a request, false, 0, "" and [] included, but for the values listed beside it, which ask for the default.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ FIGURES = (
     r"prompt, forward pass +[\d.]+ ms +[\d.]+ ms +[\d.]+x",
     r"decode, 1 stream +[\d.]+ tok/s +[\d.]+ tok/s +[\d.]+x",
     r"decode, 8 streams +[\d.]+ tok/s +[\d.]+ tok/s +[\d.]+x",
+    r"decode, bound to a schema +[\d.]+ tok/s +[\d.]+ tok/s +[\d.]+x",
     r"time to first token +[\d.]+ ms",
     r"1 stream +[\d.]+ tok/s",
     r"8 streams +[\d.]+ tok/s",

@@ -14,6 +14,7 @@ import time
 from http.client import HTTPException
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cpu_engine.__main__ import _parser
@@ -235,3 +236,45 @@ def test_the_worker_starts_an_engine_that_holds_every_request_the_worker_may_sen
     engine = CpuEngine(model=DEMO, served_name="demo", settings=settings.engine, put=Exchange)
     options = _parser().parse_args(engine.command(8000)[3:])
     assert options.max_concurrency >= settings.limits.max_concurrency
+
+
+def with_template(folder: Path, source: str) -> Path:
+    """Copy the demo checkpoint, with another chat template."""
+    directory = folder / "checkpoint"
+    shutil.copytree(DEMO, directory)
+    (directory / "chat_template.jinja").write_text(source)
+    return directory
+
+
+def test_a_costly_template_is_a_400_while_the_engine_answers_others(tmp_path: Path) -> None:
+    """Rule: a checkpoint's template cannot block the engine, however much it would do."""
+    model = with_template(tmp_path, "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    replies = []
+    with running(model=model) as engine:
+        chat = threading.Thread(target=lambda: replies.append(engine.chat()))
+        chat.start()
+        answered = 0
+        while chat.is_alive():
+            assert engine.get("/health").status == 200
+            assert engine.complete(max_tokens=2).status == 200
+            answered += 1
+        chat.join()
+        assert answered > 3
+        (reply,) = replies
+        assert (reply.status, reply.error["param"]) == (400, "messages")
+        assert "chat template takes more than 2 s of processor time" in reply.error["message"]
+
+
+def test_a_template_that_does_not_parse_is_refused_at_the_start(tmp_path: Path) -> None:
+    line = refused("--port", "0", model=with_template(tmp_path, "{% if"))
+    assert "chat template: got TemplateSyntaxError" in line
+    assert "expected a Jinja template; correct the template" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_process_of_the_template_ends_with_the_engine_however_that_ends(number: signal.Signals) -> None:
+    with running() as engine:
+        (child,) = psutil.Process(engine.process.pid).children()
+        assert child.cmdline()[-1] == "cpu_engine.template_process"
+        engine.stop(number)
+        assert psutil.wait_procs([child], PATIENCE)[1] == []
