@@ -15,6 +15,7 @@ BENCHES = {
     "api-trials": "api_trials",
     "cpu": "forward_pass",
     "images": "images",
+    "parsing": "parsing",
     "readahead": "readahead",
     "soak": "soak",
     "start": "cold_start",

@@ -1,4 +1,4 @@
-"""What a streamed token costs in the worker's parsers of calls and thoughts: `python -m ci.bench.parsing [seconds=0.3]`.
+"""What a streamed token costs in the worker's parsers of calls and thoughts: `ci/just bench parsing [seconds=0.3]`.
 
 Each row is a stream in FastDeploy's form, one frame for a token. The columns are microseconds of processor time per token: `look` does
 nothing but search a frame for its `"delta":`, which is the cost that text must not exceed by more than a tenth; the others are
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Any
 from handler.parsing.families import FAMILIES
 from handler.parsing.reading import Reasoning
 from handler.parsing.rewriter import Rewriter
+from images.arguments import Command, Key, number
 from tests.handler.parsing.answers import BODY, render
 
 TOKENS = 2000
@@ -71,9 +71,9 @@ def cost(made: Callable[[], Callable[[bytes], list[bytes]]], frames: list[bytes]
     return best
 
 
-def main(arguments: list[str]) -> int:
+def run(values: Mapping[str, str]) -> int:
     """Print the table; returns 1 if prose cost more than is allowed."""
-    seconds = next((float(word.partition("=")[2]) for word in arguments if word.startswith("seconds=")), 0.3)
+    seconds = float(values["seconds"])
     call = ("get_weather", {"city": "Reykjavik and the villages around it", "days": 3, "units": "c"})
     rows: list[tuple[str, str | None, Reasoning | None, str]] = [
         ("prose", "hermes", None, "The quick brown fox jumps over the lazy dog, again and again. "),
@@ -94,5 +94,9 @@ def main(arguments: list[str]) -> int:
     return int(worst > ALLOWED)
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+COMMAND = Command(
+    name="bench parsing",
+    help="What a streamed token costs in the parsers of calls and thoughts.",
+    keys=(Key("seconds", "How long each figure is measured.", default="0.3", check=number(0.01)),),
+    run=run,
+)
