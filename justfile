@@ -54,7 +54,7 @@ parity *arguments:
     @ci/demo_model/install.sh
     @.venv-torch/bin/python -m ci.parity.compare "$@"
 
-# Measure: bench api-trials | cpu | images | readahead | soak | start | stream | trials [key=value ...]
+# Measure: bench api-trials | cpu | images | parsing | readahead | soak | start | stream | trials [key=value ...]
 [group('check')]
 [no-exit-message]
 bench *arguments: _tools
