@@ -38,7 +38,7 @@ types: _tools
 
 # Print modules and code lines of each package beside their budget
 [group('check')]
-size:
+size: _run
     @{{python}} -m ci.size
 
 # Reformat the code

@@ -220,7 +220,7 @@ class EngineSettings:
         "The release of FastDeploy that is installed; empty means to look."
     )
     python: str = variable("ENGINE_PYTHON", "python3", group="image")("The interpreter that has FastDeploy installed.")
-    variables: tuple[str, ...] = variable("ENGINE_VARIABLES", (), group="start")(
+    variables: tuple[str, ...] = variable("ENGINE_VARIABLES", (), group="start", form="absent")(
         "Names, separated by commas, of further variables that the engine's process gets; it gets those that FastDeploy, CUDA and the "
         "system are known to read, and no other."
     )

@@ -31,7 +31,7 @@ PACKAGES = {"fastdeploy": ("checkpoint", "handler"), "cpu": ("checkpoint", "cpu_
 RESERVED = ("__main__.py", "checkpoint", "cpu_engine", "handler")
 """Names in `FOLDER` that no wheel may have."""
 
-TOGETHER = 8
+TOGETHER = 7
 """Files that share a layer; the average is 7 KB."""
 
 _START = b'''"""Run the worker. Python puts this file's folder on the path, and with -I -S nothing else beside its standard library."""

@@ -175,7 +175,9 @@ def test_a_batch_stays_under_the_bytes_that_one_piece_may_have(limits: BatchLimi
 def test_the_producer_is_paused_from_one_byte_over_the_bound_until_the_consumer_is_at_it_again() -> None:
     async def run() -> None:
         said = list[str]()
-        made = Batcher(BatchLimits(minimum=1, maximum=1), lambda: said.append("pause"), lambda: said.append("resume"), max_waiting=300)
+        made = Batcher(
+            BatchLimits(minimum=1, maximum=1, growth=1.0), lambda: said.append("pause"), lambda: said.append("resume"), max_waiting=300
+        )
         for _ in range(3):  # the count is right every time round
             said.clear()
             one = token(size=150 - len(token()))

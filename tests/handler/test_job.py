@@ -178,7 +178,7 @@ def test_native_input_becomes_the_engines_request(native: dict[str, Any], path: 
 @pytest.mark.parametrize("stream", [True, False, None])
 def test_stream_is_refused_where_the_engine_answers_whole_and_there_alone(route: str, stream: bool | None) -> None:
     job_input = {"openai_route": route, "openai_input": {"input": "x", "stream": stream}}
-    if stream and route in {"/v1/embeddings", "/v1/reward"}:
+    if stream and route in {"/v1/embeddings", "/v1/reward", "/v1/messages/count_tokens"}:
         with pytest.raises(InvalidJob, match=f"stream: got true, expected false or nothing: {route} does not stream") as caught:
             read_job(job_input, DEFAULTS)
         assert (caught.value.status, caught.value.param, caught.value.code) == (400, "stream", "invalid_value")
