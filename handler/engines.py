@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoint.find import Weights
@@ -99,9 +100,11 @@ class CpuStart:
             strict=settings.requests.strict,
         )
 
-        def put(request: Request) -> Exchange:
-            from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
-
-            return dialect.exchange(request, rules, raw=settings.requests.raw)
-
+        put = partial(_put, rules, raw=settings.requests.raw)  # which a process of the SDK can be given
         return CpuEngine(model=weights.directory, served_name=rules.served_name, settings=settings.engine, put=put)
+
+
+def _put(rules: Rules, request: Request, *, raw: bool) -> Exchange:
+    from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
+
+    return dialect.exchange(request, rules, raw=raw)

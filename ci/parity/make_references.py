@@ -23,7 +23,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ci.parity.families import CASES, Case
+from ci.parity.checkpoint_families import CASES, Case
 from ci.parity.layouts import CheckpointLayout, Weights, write_checkpoint, write_json
 from ci.parity.reference import RecordedAnswers, save_reference
 from images.arguments import Command, Key, call, file_named, whole

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 __all__ = ["CAPABILITIES", "Capabilities", "NoEffect", "Rules"]
@@ -79,11 +78,11 @@ _IGNORED = {
 _SINCE_2_4 = {"prompt_logprobs": NoEffect("came with 2.4"), "response_max_tokens": NoEffect("came with 2.4")}
 _SINCE_2_5 = {"reasoning_effort": NoEffect("came with 2.5")}
 
-_2_3 = Capabilities(name="FastDeploy 2.3", ignores=MappingProxyType(_IGNORED | _SINCE_2_4 | _SINCE_2_5))
+_2_3 = Capabilities(name="FastDeploy 2.3", ignores=_IGNORED | _SINCE_2_4 | _SINCE_2_5)
 _2_4 = replace(
     _2_3,
     name="FastDeploy 2.4",
-    ignores=MappingProxyType(_IGNORED | _SINCE_2_5),
+    ignores=_IGNORED | _SINCE_2_5,
     least_thoughts=0,
     says_cut=True,
     whole_only=_2_3.whole_only | {"prompt_logprobs"},
@@ -91,32 +90,30 @@ _2_4 = replace(
 _2_5 = replace(
     _2_4,
     name="FastDeploy 2.5",
-    ignores=MappingProxyType(_IGNORED),
+    ignores=_IGNORED,
     efforts=("minimal", "low", "medium", "high"),
     whole_only=_2_4.whole_only | {"collect_metrics"},
 )
 
-CAPABILITIES: Mapping[str, Capabilities] = MappingProxyType(
-    {
-        "2.3": _2_3,
-        "2.4": _2_4,
-        "2.5": _2_5,
-        "2.6": replace(_2_5, name="FastDeploy 2.6", greedy_at_zero=True),
-        # It speaks the dialect of 2.3, and refuses by itself what it does not do to the answer.
-        "cpu": replace(
-            _2_3,
-            name="the CPU engine",
-            ignores=MappingProxyType({name: _IGNORED[name] for name in ("include_reasoning", "prediction", "store")} | _SINCE_2_5),
-            least_thoughts=0,
-            greedy_at_zero=True,
-            says_cut=True,
-            scores_prompts=True,
-            forces_calls=True,
-            streams_logprobs_of_0=True,
-            whole_only=frozenset(),
-        ),
-    }
-)
+CAPABILITIES: Mapping[str, Capabilities] = {
+    "2.3": _2_3,
+    "2.4": _2_4,
+    "2.5": _2_5,
+    "2.6": replace(_2_5, name="FastDeploy 2.6", greedy_at_zero=True),
+    # It speaks the dialect of 2.3, and refuses by itself what it does not do to the answer.
+    "cpu": replace(
+        _2_3,
+        name="the CPU engine",
+        ignores={name: _IGNORED[name] for name in ("include_reasoning", "prediction", "store")} | _SINCE_2_5,
+        least_thoughts=0,
+        greedy_at_zero=True,
+        says_cut=True,
+        scores_prompts=True,
+        forces_calls=True,
+        streams_logprobs_of_0=True,
+        whole_only=frozenset(),
+    ),
+}
 """By release of FastDeploy, and `cpu`."""
 
 

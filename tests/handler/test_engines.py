@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -215,3 +216,14 @@ def test_the_operators_word_on_requests_holds_for_the_cpu_engine_too() -> None:
     for wrong in wrongs:
         with pytest.raises(InvalidJob):
             engine.exchange(Request(method="POST", path=CHAT, body=body | wrong, batch=BatchLimits()))
+
+
+@pytest.mark.parametrize("engine", ["cpu", "fastdeploy"])
+def test_how_requests_are_put_can_be_given_to_another_process(engine: str, gpus: Callable[..., None], checkpoint: Path) -> None:
+    """Rule: JOB_LOOP=sdk puts requests in a process of its own."""
+    gpus(RTX)
+    texts = {"MODEL": str(checkpoint), "SERVED_MODEL_NAME": "m", "ENGINE": engine, "FASTDEPLOY_RELEASE": "2.5"}
+    start = choose_engine(read_settings(texts, engine_names=variable_names()))
+    put = start.prepare(Weights(model=str(checkpoint), directory=checkpoint, origin="directory")).exchange
+    request = Request(method="POST", path=CHAT, body={"messages": [{"role": "user", "content": "hi"}]}, batch=BatchLimits())
+    assert pickle.loads(pickle.dumps(put))(request).sent == put(request).sent  # noqa: S301
