@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from checkpoint.unavailable import is_address, is_header_text
+from checkpoint.unavailable import is_address, is_header_text, masked
 from handler.errors import InvalidSettings
 from handler.unsupported import INSTEAD, REFUSED, refusals, report
 
@@ -394,7 +394,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     if 0 < batch.maximum < batch.minimum:
         yield f"DEFAULT_MIN_BATCH_SIZE: got {batch.minimum}, expected at most DEFAULT_BATCH_SIZE, which is {batch.maximum}"
     if address and not is_address(address):
-        yield f"HF_ENDPOINT: got {address!r}, expected the address of a hub, such as https://huggingface.co"
+        yield f"HF_ENDPOINT: got {masked(address)!r}, expected the address of a hub, such as https://huggingface.co"
     if not _HEALTH_PATH.fullmatch(path):
         yield f"HEALTH_CHECK_PATH: got {path!r}, expected a plain path such as /ping, not below /v1 or /openai, nor /metrics"
 

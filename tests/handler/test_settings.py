@@ -323,3 +323,8 @@ def test_an_address_that_no_hub_can_have_is_refused_with_the_other_problems(addr
 @pytest.mark.parametrize("address", ["https://hf-mirror.com", "http://127.0.0.1:8080/", "http://[::1]:80", "https://host/hub"])
 def test_the_address_of_a_hub_is_taken_as_it_is(address: str) -> None:
     assert read(MODEL="m", HF_ENDPOINT=address).model.endpoint == address
+
+
+def test_an_account_in_a_wrong_address_of_the_hub_is_not_repeated() -> None:
+    found = problems(MODEL="m", HF_ENDPOINT="htps://me:sesame@hub.example.com")
+    assert found == ["HF_ENDPOINT: got 'htps://hub.example.com', expected the address of a hub, such as https://huggingface.co"]
