@@ -78,7 +78,8 @@ class _Mended(Exchange):
         if request.path == CHAT:
             formats = text_formats(rules.own_parser, rules.directory)
             # The native shape has no place for thoughts.
-            self._rewriter = rewriter(formats, asked, thoughts=not (rules.reasoning_parser or request.native))
+            thoughts = not (rules.reasoning_parser or request.native)
+            self._rewriter = rewriter(formats, asked, request.body or {}, thoughts=thoughts)
 
     def run(self, run: bytes) -> bytes:
         """Return the frames, mended where they must be, with calls and thoughts in their fields."""

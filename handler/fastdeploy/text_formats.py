@@ -52,12 +52,14 @@ def text_formats(parser: str, directory: Path | None) -> TextFormats:
     return TextFormats(family=FAMILIES.get(name or ""), thinking=thinking if thinking.marks else None)
 
 
-def rewriter(formats: TextFormats, asked: Mapping[str, Any], *, thoughts: bool) -> Rewriter | None:
-    """Return what rewrites the answer to a chat request, None if nothing does; without `thoughts` these stay where the engine has them."""
+def rewriter(formats: TextFormats, asked: Mapping[str, Any], sent: Mapping[str, Any], *, thoughts: bool) -> Rewriter | None:
+    """Return what rewrites the answer to a chat request, None if nothing does.
+
+    `sent` is the request as the engine gets it, whose chat_template_kwargs decide how the prompt ends. Without `thoughts` these stay
+    where the engine has them.
+    """
     reasoning = None
     if thoughts and formats.thinking:
-        # Of the request only this reaches the template.
-        seen = {name: asked[name] for name in ("chat_template_kwargs", "messages") if asked.get(name) is not None}
-        reasoning = reasoning_of(formats.thinking, seen)
+        reasoning = reasoning_of(formats.thinking, sent.get("chat_template_kwargs") or {}, sent.get("messages") or ())
     made = Rewriter(formats.family, reasoning, asked)
     return made if made.active else None

@@ -9,19 +9,14 @@ The template is read as text, not rendered: its variables are found in its expre
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from handler.errors import InvalidJob
 from handler.parsing.reading import Reasoning
 
-__all__ = ["EFFORTS", "Thinking", "reasoning_of", "template_kwargs", "thinking_of"]
+__all__ = ["Thinking", "reasoning_of", "thinking_of"]
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-"""What OpenAI's API takes as reasoning_effort."""
-
-_USUAL_EFFORTS = frozenset({"low", "medium", "high"})
 _EXPRESSION = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
 _LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _EMPTY_THOUGHT = re.compile(r"<think>(?:\\n|\s)*</think>")
@@ -44,8 +39,6 @@ class Thinking:
     """The prompt of a model that is to think ends with the opening mark."""
     opens_after_tools: bool
     """It does so after the result of a tool, too."""
-    efforts: frozenset[str]
-    """What the template's variable reasoning_effort may be; empty if it has none."""
 
 
 def thinking_of(chat_template: str) -> Thinking:
@@ -61,64 +54,16 @@ def thinking_of(chat_template: str) -> Thinking:
         default=(marks or bool(effort)) and not _OFF_UNLESS_SET.search(chat_template),
         opens=bool(asked) and "<think>" in _EMPTY_THOUGHT.sub("", prompt),
         opens_after_tools="is_tool" not in prompt.partition("%}")[0],
-        efforts=frozenset(one for one in EFFORTS if one in _USUAL_EFFORTS or f"'{one}'" in chat_template) if effort else frozenset(),
     )
 
 
-def template_kwargs(thinking: Thinking, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the chat_template_kwargs that say what enable_thinking and reasoning_effort of a chat request ask for, with those it has.
-
-    Raises:
-        InvalidJob: the template cannot be told so, or the request contradicts itself; the error names the field.
-    """
-    given = body.get("chat_template_kwargs") or {}
-    on, effort = body.get("enable_thinking"), body.get("reasoning_effort")
-    if on is not None and not isinstance(on, bool):
-        _refuse("enable_thinking", f"got {on!r}, expected true or false")
-    if effort is not None and effort not in EFFORTS:
-        _refuse("reasoning_effort", f"got {effort!r}, expected one of {', '.join(EFFORTS)}")
-    field = "enable_thinking" if effort is None else "reasoning_effort"
-    wanted = on if effort is None else effort != "none"
-    if on is not None and wanted != on:
-        _refuse(field, f"got {effort!r} beside enable_thinking {on}, expected one of them")
-    told: dict[str, Any] = {}
-    if effort in thinking.efforts:
-        told["reasoning_effort"] = effort
-    elif effort is not None and effort != "none" and (thinking.efforts or not thinking.switch):
-        expected = (
-            f"one of {', '.join(sorted(thinking.efforts))}" if thinking.efforts else "none: this model's chat template has no such setting"
-        )
-        _refuse(field, f"got {effort!r}, expected {expected}")
-    elif thinking.switch and wanted is not None:
-        told[thinking.switch] = {"thinking_mode": "open" if wanted else "close"} if thinking.switch == "options" else wanted
-    elif wanted is not None and wanted != thinking.default:
-        _refuse(
-            field,
-            f"got {body[field]!r}, but this model {'always' if thinking.default else 'never'} thinks: its chat template has no switch",
-        )
-    for name, value in told.items():
-        if name in given and given[name] != value:
-            _refuse(field, f"got {body[field]!r} beside chat_template_kwargs.{name} {given[name]!r}, expected one of them")
-    return given | told
-
-
-def reasoning_of(thinking: Thinking, body: Mapping[str, Any]) -> Reasoning | None:
-    """Return how the answer to a chat request begins; None if the model has no `<think>`.
-
-    Raises:
-        InvalidJob: as `template_kwargs` does.
-    """
-    kwargs = template_kwargs(thinking, body)
+def reasoning_of(thinking: Thinking, template_kwargs: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Reasoning | None:
+    """Return how the answer begins to a chat whose template gets these variables; None if the model has no `<think>`."""
     if not thinking.marks:
         return None
-    value = kwargs.get(thinking.switch or "")
+    value = template_kwargs.get(thinking.switch or "")
     if isinstance(value, Mapping):
         value = value.get("thinking_mode") in ("open", "true", True)
     on = thinking.default if value is None else bool(value)
-    messages = body.get("messages") or [{}]
-    after_tool = messages[-1].get("role") == "tool"
+    after_tool = bool(messages) and messages[-1].get("role") == "tool"
     return Reasoning(opened=thinking.opens and on and (thinking.opens_after_tools or not after_tool))
-
-
-def _refuse(field: str, message: str) -> NoReturn:
-    raise InvalidJob(f"{field}: {message}", param=field)

@@ -124,3 +124,16 @@ def test_a_parser_of_the_engine_is_left_to_it() -> None:
     assert made.rules.own_parser == ""
     # A plugin's parser may have a name that is also one of the worker's.
     assert own_parser({"TOOL_CALL_PARSER": "hermes", "FD_PLUGINS": "mine"})[0] == ""
+
+
+@pytest.mark.parametrize("off", [{"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}])
+def test_the_text_of_a_model_that_was_told_not_to_think_is_no_thought(off: dict[str, Any], tmp_path: Path) -> None:
+    """Rule: an answer begins inside a thought only where the prompt, as the template gets it, ends in one."""
+    template = (
+        "{% if add_generation_prompt %}{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% else %}<think>"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template + "{% endif %}{% endif %}")
+    for asked, expected in ((off, ("Paris.", "")), ({}, ("", "Paris."))):
+        body = ASKED | asked | {"stream": True}
+        put = dialect.exchange(Request(method="POST", path=CHAT, body=body, stream=True), rules("2.3", "auto", tmp_path), raw=False)
+        assert joined(put.run(frames("Paris.")))[:2] == expected

@@ -8,9 +8,8 @@ from typing import Any
 import jinja2
 import pytest
 
-from handler.errors import InvalidJob
 from handler.parsing.reading import Reasoning
-from handler.parsing.thinking import EFFORTS, Thinking, reasoning_of, template_kwargs, thinking_of
+from handler.parsing.thinking import Thinking, reasoning_of, thinking_of
 
 HEAD = "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content.split('</think>')[-1] }}{%- endfor %}"
 TEMPLATES = {
@@ -60,118 +59,60 @@ TEMPLATES = {
     "{%- if add_generation_prompt %}{{ 'Assistant: ' }}{%- endif %}",
 }
 FOUND = {name: thinking_of(template) for name, template in TEMPLATES.items()}
-SWITCHED = [name for name, thinking in FOUND.items() if thinking.switch]
 
 
-def prompt(name: str, body: dict[str, Any]) -> str:
-    kwargs = template_kwargs(FOUND[name], body)
+def kwargs(name: str, on: bool | None) -> dict[str, Any]:
+    """What a template gets of a chat that turns thinking on or off, by the name that it has there."""
+    switch = FOUND[name].switch
+    if on is None or switch is None:
+        return {}
+    return {switch: {"thinking_mode": "open" if on else "close"} if switch == "options" else on}
+
+
+def prompt(name: str, messages: list[dict[str, str]], on: bool | None) -> str:
     template = jinja2.Environment(autoescape=False).from_string(TEMPLATES[name])  # noqa: S701  # prompts are no HTML
-    return template.render(messages=body["messages"], add_generation_prompt=True, **kwargs)
+    return template.render(messages=messages, add_generation_prompt=True, **kwargs(name, on))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(("role", "on"), list(itertools.product(("user", "tool"), (None, True, False))))
 def test_an_answer_begins_inside_a_thought_where_the_rendered_prompt_ends_in_one(name: str, role: str, on: bool | None) -> None:
-    body = {"messages": [{"role": role, "content": "<think> and </think> that a user typed"}], "enable_thinking": on}
-    if on is not None and not FOUND[name].switch:
-        body.pop("enable_thinking")
-    reasoning = reasoning_of(FOUND[name], body)
-    end = prompt(name, body).rpartition("typed")[2]
+    messages = [{"role": role, "content": "<think> and </think> that a user typed"}]
+    reasoning = reasoning_of(FOUND[name], kwargs(name, on), messages)
+    end = prompt(name, messages, on).rpartition("typed")[2]
     assert (reasoning is not None and reasoning.opened) == ("<think>" in end and not end.rstrip().endswith("</think>"))
 
 
 @pytest.mark.parametrize(
-    ("name", "switch", "default", "efforts"),
+    ("name", "switch", "default"),
     [
-        ("qwen3", "enable_thinking", True, False),
-        ("qwen3-thinking", None, True, False),
-        ("qwen3.5", "enable_thinking", True, False),
-        ("qwen3.5-small", "enable_thinking", False, False),
-        ("glm-4.6", "enable_thinking", True, False),
-        ("glm-4.7", "enable_thinking", True, False),
-        ("deepseek-r1", None, True, False),
-        ("deepseek-v3.1", "thinking", False, False),
-        ("ernie-vl", "options", True, False),
-        ("gpt-oss", None, True, True),
-        ("plain", None, False, False),
+        ("qwen3", "enable_thinking", True),
+        ("qwen3-thinking", None, True),
+        ("qwen3.5", "enable_thinking", True),
+        ("qwen3.5-small", "enable_thinking", False),
+        ("glm-4.6", "enable_thinking", True),
+        ("glm-4.7", "enable_thinking", True),
+        ("deepseek-r1", None, True),
+        ("deepseek-v3.1", "thinking", False),
+        ("ernie-vl", "options", True),
+        ("gpt-oss", None, True),
+        ("plain", None, False),
     ],
 )
-def test_a_template_tells_its_switch_and_whether_the_model_thinks_by_itself(
-    name: str, switch: str | None, default: bool, efforts: bool
-) -> None:
+def test_a_template_tells_its_switch_and_whether_the_model_thinks_by_itself(name: str, switch: str | None, default: bool) -> None:
     found = FOUND[name]
-    assert (found.switch, found.default, bool(found.efforts)) == (switch, default, efforts)
+    assert (found.switch, found.default) == (switch, default)
 
 
 def test_a_template_without_marks_has_no_reasoning() -> None:
-    assert reasoning_of(FOUND["plain"], {"messages": []}) is None
-    assert reasoning_of(FOUND["gpt-oss"], {}) is None
-    assert reasoning_of(FOUND["qwen3-thinking"], {}) == Reasoning(opened=True)
-
-
-@pytest.mark.parametrize("name", SWITCHED)
-@pytest.mark.parametrize("on", [True, False])
-def test_a_switch_is_set_by_its_own_name(name: str, on: bool) -> None:
-    told = template_kwargs(FOUND[name], {"enable_thinking": on, "chat_template_kwargs": {"other": 1}})
-    switch = FOUND[name].switch
-    assert told == {"other": 1, switch: {"thinking_mode": "open" if on else "close"} if switch == "options" else on}
-
-
-@pytest.mark.parametrize(("name", "effort"), list(itertools.product(SWITCHED, EFFORTS)))
-def test_an_effort_turns_a_switch_on_and_none_turns_it_off(name: str, effort: str) -> None:
-    assert template_kwargs(FOUND[name], {"reasoning_effort": effort}) == template_kwargs(FOUND[name], {"enable_thinking": effort != "none"})
-
-
-def test_an_effort_that_the_template_knows_is_passed_on() -> None:
-    assert template_kwargs(FOUND["gpt-oss"], {"reasoning_effort": "high"}) == {"reasoning_effort": "high"}
-    named = thinking_of("{% if reasoning_effort in ['xhigh'] and enable_thinking %}<think>{% endif %}")
-    assert named.efforts == {"low", "medium", "high", "xhigh"}
-    assert template_kwargs(named, {"reasoning_effort": "xhigh"}) == {"reasoning_effort": "xhigh"}
-    assert template_kwargs(named, {"reasoning_effort": "none"}) == {"enable_thinking": False}
-
-
-@pytest.mark.parametrize(
-    ("name", "body"),
-    [
-        ("qwen3-thinking", {"enable_thinking": True}),
-        ("plain", {"enable_thinking": False}),
-        ("plain", {"reasoning_effort": "none"}),
-        ("plain", {}),
-        ("qwen3", {"chat_template_kwargs": None}),
-    ],
-)
-def test_what_a_model_does_anyway_needs_no_switch(name: str, body: dict[str, Any]) -> None:
-    assert template_kwargs(FOUND[name], body) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "body", "field"),
-    [
-        ("qwen3", {"enable_thinking": "yes"}, "enable_thinking"),
-        ("qwen3", {"reasoning_effort": "huge"}, "reasoning_effort"),
-        ("qwen3", {"reasoning_effort": ["low"]}, "reasoning_effort"),
-        ("qwen3", {"reasoning_effort": "none", "enable_thinking": True}, "reasoning_effort"),
-        ("qwen3", {"reasoning_effort": "low", "enable_thinking": False}, "reasoning_effort"),
-        ("qwen3", {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True}}, "enable_thinking"),
-        ("qwen3-thinking", {"enable_thinking": False}, "enable_thinking"),
-        ("qwen3-thinking", {"reasoning_effort": "none"}, "reasoning_effort"),
-        ("qwen3-thinking", {"reasoning_effort": "low"}, "reasoning_effort"),
-        ("plain", {"enable_thinking": True}, "enable_thinking"),
-        ("plain", {"reasoning_effort": "low"}, "reasoning_effort"),
-        ("gpt-oss", {"reasoning_effort": "minimal"}, "reasoning_effort"),
-        ("gpt-oss", {"reasoning_effort": "none"}, "reasoning_effort"),
-        ("gpt-oss", {"enable_thinking": False}, "enable_thinking"),
-    ],
-)
-def test_what_cannot_be_told_to_the_model_is_refused_by_name(name: str, body: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidJob, match=f"^{field}: ") as refused:
-        template_kwargs(FOUND[name], body)
-    assert refused.value.param == field
+    assert reasoning_of(FOUND["plain"], {}, []) is None
+    assert reasoning_of(FOUND["gpt-oss"], {}, []) is None
+    assert reasoning_of(FOUND["qwen3-thinking"], {}, []) == Reasoning(opened=True)
 
 
 def test_thinking_is_a_value() -> None:
     assert (
         thinking_of(TEMPLATES["qwen3"])
         == FOUND["qwen3"]
-        == Thinking(marks=True, switch="enable_thinking", default=True, opens=False, opens_after_tools=True, efforts=frozenset())
+        == Thinking(marks=True, switch="enable_thinking", default=True, opens=False, opens_after_tools=True)
     )
