@@ -29,7 +29,7 @@ from typing import Any
 from handler.parsing.source import Marks, Source, Steps
 from handler.parsing.values import ValueEnd, escaped, spelled, types_of
 
-__all__ = ["FAMILIES", "FORCED", "Family", "Tools", "detect"]
+__all__ = ["FAMILIES", "Family", "Tools", "detect"]
 
 Tools = Mapping[str, Mapping[str, Any]]
 """The tools that may be called: of each name the schemas of its parameters."""
@@ -45,10 +45,6 @@ class Family:
     name: str
     opens: Marks
     read: Callable[[Source, str, Tools], Steps[bool]]
-    close: str
-    """The mark that ends a call: as a stop string it keeps the model from writing another."""
-    frame: tuple[str, str, str] | None = None
-    """What stands before the name, between it and the arguments, and after them, where these are JSON; None where they are not."""
     answer: tuple[str, str] | None = None
     """The marks around the text that follows a thought."""
     channels: bool = False
@@ -69,18 +65,6 @@ def _json_call(source: Source, _mark: str, tools: Tools) -> Steps[bool]:
         yield from _json(source)
         yield from source.optional("}")
     yield from source.optional(_CALL_END)
-    return True
-
-
-def _json_calls(source: Source, _mark: str, tools: Tools) -> Steps[bool]:
-    if not (yield from source.words("[")) or not (yield from _json_call(source, "", tools)):
-        return False
-    while (yield from source.optional(",")):
-        source.keep()
-        if not (yield from _json_call(source, "", tools)):
-            source.rewind()
-            return True
-    yield from source.optional("]")
     return True
 
 
@@ -202,35 +186,23 @@ _BLOCK, _BLOCK_END, _BEGIN, _SEPARATOR, _END = (
     f"<\uff5ctool▁{word}\uff5c>" for word in ("calls▁begin", "calls▁end", "call▁begin", "sep", "call▁end")
 )
 
-_HERMES = Family(
-    name="hermes",
-    opens=Marks.of(_CALL),
-    read=_json_call,
-    close=_CALL_END,
-    frame=(f'{_CALL}\n{{"name": "', '", "arguments": ', f"}}\n{_CALL_END}"),
-)
+_HERMES = Family(name="hermes", opens=Marks.of(_CALL), read=_json_call)
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         _HERMES,
-        Family(
-            name="ernie", opens=_HERMES.opens, read=_json_call, close=_CALL_END, frame=_HERMES.frame, answer=("<response>", "</response>")
-        ),
-        Family(name="qwen-xml", opens=Marks.of(_CALL, "<function="), read=_xml_call, close=_CALL_END),
-        Family(name="glm", opens=Marks.of(_CALL), read=_glm_call, close=_CALL_END),
-        Family(name="deepseek", opens=Marks.of(_BLOCK, _BEGIN), read=_deepseek_call, close=_END),
+        Family(name="ernie", opens=_HERMES.opens, read=_json_call, answer=("<response>", "</response>")),
+        Family(name="qwen-xml", opens=Marks.of(_CALL, "<function="), read=_xml_call),
+        Family(name="glm", opens=Marks.of(_CALL), read=_glm_call),
+        Family(name="deepseek", opens=Marks.of(_BLOCK, _BEGIN), read=_deepseek_call),
         Family(
             name="gpt-oss",
             opens=Marks.of("<|channel|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>"),
             read=_channel,
-            close="<|call|>",
             channels=True,
         ),
     )
 }
-
-FORCED = Family(name="forced", opens=Marks.of(), read=_json_calls, close="]")
-"""The format of an answer that constrained decoding holds to calls: a list of what `hermes` has between its marks, and nothing else."""
 
 
 def detect(chat_template: str, special_tokens: Collection[str]) -> str | None:

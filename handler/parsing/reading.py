@@ -35,10 +35,6 @@ def read(source: Source, family: Family | None, tools: Tools, reasoning: Reasoni
             source.commit()
             yield from source.newlines()
             marks = Marks.of(*marks.words, family.answer[1])
-    if family and tools and not family.opens.words:
-        source.keep()
-        if not (yield from family.read(source, "", tools)):
-            source.rewind()
     while (mark := (yield from source.text(marks))) is not None:
         if family and family.answer and mark == family.answer[1]:
             source.commit()

@@ -114,10 +114,6 @@ class Source:
         self.commit()
         self.emit("call", name)
 
-    def keep(self) -> None:
-        """Keep the text from here on, as if an empty mark had been found."""
-        self._kept = self._resume = self._at
-
     def rewind(self) -> None:
         """Take the mark that was found for text, and read on after it."""
         start, self._at, self._kept, self._gap = self._kept or 0, self._resume, None, False

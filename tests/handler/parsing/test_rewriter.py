@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from handler.parsing.families import FAMILIES, FORCED
+from handler.parsing.families import FAMILIES
 from handler.parsing.reading import Reasoning
 from handler.parsing.rewriter import Rewriter, offered
 from tests.handler.parsing.answers import BODY, DONE, chunks_of, frames, joined, streamed, whole
@@ -155,23 +155,6 @@ def test_thoughts_that_the_engine_made_are_dropped_too() -> None:
     assert joined(streamed(stream, None, None, body)) == joined(frames("xyz"))
     answer = {"choices": [{"message": {"content": "a", "reasoning_content": "hm"}, "finish_reason": "stop"}]}
     assert Rewriter(None, None, body).whole(answer)["choices"][0]["message"] == {"content": "a", "reasoning_content": None}
-
-
-def test_a_forced_answer_is_a_list_of_calls() -> None:
-    text = '[{"name": "now", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "]"}}]'
-    (choice,) = Rewriter(FORCED, None, BODY).whole({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})["choices"]
-    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["now", "get_weather"]
-    assert choice["message"]["content"] is None
-    rewriter = Rewriter(FORCED, Reasoning(), BODY)
-    assert len(joined([left for frame in frames(["<think>a</think>", *text]) for left in rewriter.frame(frame)])["calls"]) == 2
-
-
-@pytest.mark.parametrize("text", ['{"answer": 1}', "[1, 2]", '[{"name": "unknown"}]', "", "[", '[{"name": "now"}, 5]'])
-def test_a_forced_answer_that_is_no_list_of_calls_is_text(text: str) -> None:
-    (choice,) = Rewriter(FORCED, None, BODY).whole({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})["choices"]
-    assert (choice["message"]["content"] or "") in text
-    rewriter = Rewriter(FORCED, None, BODY)
-    assert joined([left for frame in frames(text) for left in rewriter.frame(frame)])["content"] == (choice["message"]["content"] or "")
 
 
 @pytest.mark.parametrize(
