@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = {
     "handler": (31, 3700),
     "handler/fastdeploy": (22, 2600),
-    "handler/parsing": (6, 750),
+    "handler/parsing": (6, 680),
     "handler/translation": (11, 1100),
     "cpu_engine": (25, 2850),
     "checkpoint": (11, 1150),

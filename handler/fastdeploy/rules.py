@@ -63,7 +63,6 @@ _IGNORED = {
     "truncate_prompt_tokens": NoEffect(_NO_OPTION),
     "continue_final_message": NoEffect(_NO_OPTION, (False,)),
     "add_generation_prompt": NoEffect("it always adds one", (True,)),
-    "include_reasoning": NoEffect("it always includes it", (True,)),
     "documents": NoEffect("it gives none to the chat template", ([],)),
     "functions": NoEffect("it reads `tools` only", ([],)),
     "function_call": NoEffect("it reads `tools` only", ("none", "auto")),
@@ -104,7 +103,7 @@ CAPABILITIES: Mapping[str, Capabilities] = {
     "cpu": replace(
         _2_3,
         name="the CPU engine",
-        ignores={name: _IGNORED[name] for name in ("include_reasoning", "prediction", "store")} | _SINCE_2_5,
+        ignores={name: _IGNORED[name] for name in ("prediction", "store")} | _SINCE_2_5,
         least_thoughts=0,
         greedy_at_zero=True,
         says_cut=True,

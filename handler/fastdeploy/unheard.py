@@ -24,6 +24,7 @@ _CHATS_ONLY = {
     "chat_template": NoEffect("a text completion has none"),
     "chat_template_kwargs": NoEffect("a text completion has none", ({},)),
     "enable_thinking": NoEffect("a text completion has no template"),
+    "include_reasoning": NoEffect("a text completion has none", (True,)),  # of a chat's answer the worker takes the thoughts away
     "reasoning_effort": NoEffect("a text completion has none"),
     "reasoning_max_tokens": NoEffect("a text completion has none"),
     "structural_tag": NoEffect("a text completion has none"),

@@ -268,7 +268,7 @@ DEAF = [
     ("enable_thinking", COMPLETIONS, {"enable_thinking": False}),
     ("chat_template_kwargs", COMPLETIONS, {"chat_template_kwargs": {"enable_thinking": False}}),
     ("structured_outputs", CHAT, {"structured_outputs": {"json": {}}}),
-    ("include_reasoning", CHAT, {"include_reasoning": False}),
+    ("include_reasoning", COMPLETIONS, {"include_reasoning": False}),
     ("add_generation_prompt", CHAT, {"add_generation_prompt": False}),
     ("continue_final_message", CHAT, {"continue_final_message": True}),
     ("allowed_token_ids", CHAT, {"allowed_token_ids": []}),

@@ -137,3 +137,14 @@ def test_the_text_of_a_model_that_was_told_not_to_think_is_no_thought(off: dict[
         body = ASKED | asked | {"stream": True}
         put = dialect.exchange(Request(method="POST", path=CHAT, body=body, stream=True), rules("2.3", "auto", tmp_path), raw=False)
         assert joined(put.run(frames("Paris.")))[:2] == expected
+
+
+@pytest.mark.parametrize("engine", CAPABILITIES)
+def test_a_chat_without_its_thoughts_is_given_so_and_nothing_is_said_to_have_no_effect(
+    engine: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"messages": ASKED["messages"], "include_reasoning": False, "stream": True}
+    known = replace(rules(engine, "auto", checkpoint), strict=True)
+    put = dialect.exchange(Request(method="POST", path=CHAT, body=body, stream=True), known, raw=False)
+    assert joined(put.run(frames("<think>hm</think>Paris.")))[:2] == ("Paris.", "")
+    assert caplog.messages == []
