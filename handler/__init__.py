@@ -16,9 +16,9 @@
     aborts the engine's work.
  9. `sse`, `batching`  cut the answer into whole frames, and gather what shares a trip.
 10. `metrics`     counts what the `observer` sees; `errors` holds the tree of errors and the one mapping to OpenAI's; `json_text` makes JSON
-    safe in both directions.
+    safe in both directions; `timeouts` bounds a wait and loses no cancellation.
 
-Imports point upwards in this order; a file may import those before it: environment, prestart, errors, unsupported, settings,
+Imports point upwards in this order; a file may import those before it: timeouts, environment, prestart, errors, unsupported, settings,
 json_text, job, sse, parsing, batching, native, exchange, translation, http1, logs, processes, liveness, lifecycle, shutdown, cpu,
 observer, engine, fastdeploy, engines, proxy, metrics, job_api, job_queue, sdk_loop, gate, web, local, worker, __main__.
 

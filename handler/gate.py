@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from handler.errors import Unavailable
+from handler.timeouts import timeout
 
 __all__ = ["Gate"]
 
@@ -80,7 +81,8 @@ class Gate:
         if self._running:
             self._empty.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), seconds)
+                async with timeout(seconds):
+                    await self._empty.wait()
         return not self._running
 
 

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from handler.timeouts import timeout
+
 __all__ = ["Answer", "Broken", "Client", "Connection", "Refused", "Target"]
 
 _MAX_WAITING = 1 << 20
@@ -410,15 +412,15 @@ class Client:
         if target.scheme == "https" and self._tls is None:
             self._tls = ssl.create_default_context()
         try:
-            _, connection = await asyncio.wait_for(
-                loop.create_connection(lambda: Connection(self._put_back), target.host, target.port, ssl=self._tls), _CONNECT_TIMEOUT
-            )
+            async with timeout(_CONNECT_TIMEOUT):
+                made = Connection(self._put_back)
+                await loop.create_connection(lambda: made, target.host, target.port, ssl=self._tls)
         except asyncio.TimeoutError:
             raise Refused(f"no connection within {_CONNECT_TIMEOUT:g} s") from None
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             raise Refused(f"no connection ({type(error).__name__}: {error})", by_server=refused) from error
-        return connection
+        return made
 
     def _put_back(self, connection: Connection, again: bool) -> None:
         self._busy.discard(connection)

@@ -48,6 +48,7 @@ from urllib.parse import quote
 from handler.errors import InvalidJob, InvalidSettings
 from handler.http1 import Broken, Client, Connection, Target
 from handler.json_text import MAX_DEPTH, TOO_DEEP, read_bounded, to_json
+from handler.timeouts import timeout
 
 __all__ = ["PIECE", "RESULT", "Addresses", "JobPoll", "JobPosts", "Pings", "RetryPolicy", "StopPoll", "headers_for", "read_jobs"]
 
@@ -549,7 +550,8 @@ class JobPosts:
                 return _Failure(what=what, again=again, wait=_retry_after(answer.headers), status=answer.status)
             if not answer.complete:  # it has arrived, whatever becomes of this; a connection is used again once its answer is read
                 with contextlib.suppress(Broken, asyncio.TimeoutError):
-                    await asyncio.wait_for(answer.all(), policy.silence)
+                    async with timeout(policy.silence):
+                        await answer.all()
         finally:
             answer.close()
         return None

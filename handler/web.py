@@ -33,6 +33,7 @@ from handler.observer import Observation
 from handler.proxy import Proxy, Stream
 from handler.settings import Settings
 from handler.shutdown import Shutdown
+from handler.timeouts import timeout
 from handler.translation.exchange import error_of
 
 __all__ = ["Routes", "application", "listening", "serve", "watched_beside"]
@@ -229,7 +230,8 @@ class Routes:
         if (http.content_length or 0) > MAX_BODY:
             raise _too_large()
         try:
-            body = await asyncio.wait_for(http.read(), BODY_TIMEOUT)
+            async with timeout(BODY_TIMEOUT):
+                body = await http.read()
         except asyncio.TimeoutError:
             raise Unavailable(f"body: did not arrive within {BODY_TIMEOUT:g} s", status=408, code="body_timeout") from None
         except web.HTTPRequestEntityTooLarge:
@@ -280,15 +282,13 @@ class _Response:
             self.response = _error_response(error, path, allowed if status == 405 else ())
             return status
         try:
-            await asyncio.wait_for(self._last_frames(last_frames(error)), _LAST_WORDS)
+            async with timeout(_LAST_WORDS):
+                await self.response.write(last_frames(error))
+                await self.response.write_eof()
         except (asyncio.TimeoutError, ConnectionResetError):
             if self._http.transport is not None:
                 self._http.transport.abort()
         return status
-
-    async def _last_frames(self, frames: bytes) -> None:
-        await self.response.write(frames)
-        await self.response.write_eof()
 
 
 class _Sink:

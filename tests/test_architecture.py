@@ -134,3 +134,8 @@ assert not psutil.Process().children()
 def test_every_place_of_a_kind_of_proof_is_there() -> None:
     tests = ROOT / "tests"
     assert [place for places in KINDS.values() for place in places if not list(tests.glob(place))] == []
+
+
+def test_nothing_waits_in_the_way_that_loses_a_cancellation() -> None:
+    """Rule: see `handler/timeouts.py`."""
+    assert [path.name for path in MODULES if path.stem != "timeouts" and "wait_for(" in path.read_text()] == []

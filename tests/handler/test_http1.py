@@ -236,3 +236,23 @@ def test_what_is_no_address_of_http_is_refused(url: str) -> None:
 def test_an_address_is_a_server_and_a_path(url: str, authority: str, path: str) -> None:
     target = Target.parse(url)
     assert (target.authority, target.path) == (authority, path)
+
+
+async def test_a_request_that_is_cancelled_ends_so_at_whatever_moment() -> None:
+    """Rule: a cancellation is not lost, also one that comes in the moment in which the connection fails.
+
+    Who asks again and again until it is cancelled would otherwise go on for ever.
+    """
+    client = Client(Target.parse(f"http://127.0.0.1:{free_port()}"))
+    for steps in range(50):
+        asked = asyncio.ensure_future(client.send("GET", "/", b"", timeout=5))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if asked.done():
+            assert isinstance(asked.exception(), Refused)
+            break
+        asked.cancel()
+        await asyncio.wait({asked})
+        assert asked.cancelled(), f"after {steps} steps of the loop it ended with {asked.exception()!r}"
+    else:
+        raise AssertionError("a connection to a port on which nobody listens never failed")

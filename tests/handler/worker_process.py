@@ -146,7 +146,10 @@ class Worker:
 
     async def wait(self, timeout: float = 20) -> int:
         """Return its exit code."""
-        await asyncio.wait_for(asyncio.gather(self.process.wait(), *self._readers), timeout)
+        # Not `wait_for`, which would cancel the readers, and leaving would then raise that in place of what went wrong.
+        ends = {asyncio.ensure_future(self.process.wait()), *self._readers}
+        _, pending = await asyncio.wait(ends, timeout=timeout)
+        assert not pending, f"it did not end within {timeout:g} s:\n{self.output}"
         assert self.process.returncode is not None
         return self.process.returncode
 
