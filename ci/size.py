@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = {
-    "handler": (32, 3710),
+    "handler": (32, 3700),
     "handler/fastdeploy": (22, 2600),
     "handler/parsing": (6, 680),
     "handler/translation": (11, 1100),

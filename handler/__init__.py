@@ -19,8 +19,8 @@
     safe in both directions; `timeouts` bounds a wait and loses no cancellation.
 
 Imports point upwards in this order; a file may import those before it: timeouts, environment, prestart, errors, unsupported, settings,
-json_text, job, sse, parsing, batching, native, exchange, translation, http1, logs, processes, liveness, lifecycle, shutdown, cpu,
-observer, engine, fastdeploy, engines, proxy, metrics, job_api, job_queue, sdk_loop, gate, web, local, worker, __main__.
+json_text, job, sse, parsing, batching, native, exchange, translation, http1, logs, processes, liveness, lifecycle, shutdown,
+observer, engine, fastdeploy, cpu, engines, proxy, metrics, job_api, job_queue, sdk_loop, gate, web, local, worker, __main__.
 
 Not here: prompt templates, tokenizers, token counting and sampling (the engine's work); retries of a request (the caller's choice).
 """

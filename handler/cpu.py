@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from handler.exchange import Exchange
+from handler.fastdeploy.rules import Rules
 from handler.job import Request
 from handler.settings import EngineSettings
 
@@ -22,17 +23,16 @@ class CpuEngine:
     """How the CPU engine is started."""
 
     model: Path
-    served_name: str
     settings: EngineSettings
-    put: Callable[[Request], Exchange]
-    """How a request is put to it; raises InvalidJob for one that it must not see."""
+    rules: Rules
+    raw: bool
     name: str = "cpu"
     polls: bool = False
 
     def command(self, port: int) -> list[str]:
         """Return the argv of `cpu_engine`, which takes FastDeploy's own flags."""
         argv = [sys.executable, "-m", "cpu_engine", "--model", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
-        argv += ["--served-model-name", self.served_name, "--max-num-seqs", str(self.settings.max_num_seqs)]
+        argv += ["--served-model-name", self.rules.served_name, "--max-num-seqs", str(self.settings.max_num_seqs)]
         argv += ["--max-concurrency", str(_MOST_REQUESTS)]
         if self.settings.max_model_len:
             argv += ["--max-model-len", str(self.settings.max_model_len)]
@@ -44,7 +44,9 @@ class CpuEngine:
 
     def exchange(self, request: Request) -> Exchange:
         """Return how to put a request to it; raises InvalidJob for one that it must not see."""
-        return self.put(request)
+        from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
+
+        return dialect.exchange(request, self.rules, raw=self.raw)
 
     def log_files(self) -> None:
         """Return None: it writes none."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from checkpoint.find import Weights
 from checkpoint.unavailable import ModelUnavailable
@@ -18,10 +17,6 @@ from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.fastdeploy.start import FastDeployStart
 from handler.fastdeploy.text_formats import own_parser
 from handler.settings import Settings
-
-if TYPE_CHECKING:
-    from handler.exchange import Exchange
-    from handler.job import Request
 
 __all__ = ["Start", "choose_engine", "further_problems", "has_fastdeploy"]
 
@@ -99,12 +94,4 @@ class CpuStart:
             max_tokens_limit=settings.requests.max_tokens_limit or None,
             strict=settings.requests.strict,
         )
-
-        put = partial(_put, rules, raw=settings.requests.raw)  # which a process of the SDK can be given
-        return CpuEngine(model=weights.directory, served_name=rules.served_name, settings=settings.engine, put=put)
-
-
-def _put(rules: Rules, request: Request, *, raw: bool) -> Exchange:
-    from handler.fastdeploy import dialect  # what requests need is imported once the engine runs
-
-    return dialect.exchange(request, rules, raw=raw)
+        return CpuEngine(model=weights.directory, settings=settings.engine, rules=rules, raw=settings.requests.raw)

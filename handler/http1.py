@@ -413,8 +413,7 @@ class Client:
             self._tls = ssl.create_default_context()
         try:
             async with timeout(_CONNECT_TIMEOUT):
-                made = Connection(self._put_back)
-                await loop.create_connection(lambda: made, target.host, target.port, ssl=self._tls)
+                _, made = await loop.create_connection(lambda: Connection(self._put_back), target.host, target.port, ssl=self._tls)
         except asyncio.TimeoutError:
             raise Refused(f"no connection within {_CONNECT_TIMEOUT:g} s") from None
         except OSError as error:

@@ -19,7 +19,7 @@ import pytest
 
 from cpu_engine.__main__ import _parser
 from handler.cpu import CpuEngine
-from handler.exchange import Exchange
+from handler.fastdeploy.rules import CAPABILITIES, Rules
 from handler.settings import read_settings
 from tests import DEMO
 from tests.cpu_engine.checkpoints import write_checkpoint, write_overflowing
@@ -233,7 +233,7 @@ def test_logits_that_are_no_numbers_end_their_request_and_not_the_engine(tmp_pat
 
 def test_the_worker_starts_an_engine_that_holds_every_request_the_worker_may_send() -> None:
     settings = read_settings({"MODEL": "org/name", "MAX_CONCURRENCY": "4096"})
-    engine = CpuEngine(model=DEMO, served_name="demo", settings=settings.engine, put=Exchange)
+    engine = CpuEngine(model=DEMO, settings=settings.engine, rules=Rules(engine=CAPABILITIES["cpu"], served_name="demo"), raw=False)
     options = _parser().parse_args(engine.command(8000)[3:])
     assert options.max_concurrency >= settings.limits.max_concurrency
 
