@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -77,19 +78,25 @@ def download_wheels(requirements: Iterable[str], folder: Path, python: str, size
         environment = {**os.environ, "TMPDIR": temporary}  # where pip keeps a wheel until it is whole
 
         def received() -> int:
-            # pip keeps its own copy of a wheel that it has put into the folder.
-            sizes = {path.name: _size(path) for top in (temporary, folder) for path in Path(top).rglob("*.whl")}
-            return sum(sizes.values())
+            return _size_of_wheels(Path(temporary), folder)
 
         with Progress(size, "wheels", tell=tell, measure=received):
             _pip(["download", "--require-hashes", "--requirement", str(listed), "--dest", str(folder), *_for(python)], environment)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # pip moves its files
-        return 0
+def _size_of_wheels(*folders: Path) -> int:
+    """Return the bytes of the wheels in folders from which pip may take files and folders away meanwhile.
+
+    pip keeps its own copy of a wheel that it has put into the other folder, so a name counts once.
+    """
+    sizes: dict[str, int] = {}
+    for folder in folders:
+        for place, _, names in os.walk(folder):
+            for name in names:
+                if name.endswith(".whl"):
+                    with contextlib.suppress(FileNotFoundError):
+                        sizes[name] = Path(place, name).stat().st_size
+    return sum(sizes.values())
 
 
 def wheel_address(index: str, project: str, version: str, python: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from checkpoint import progress
 from ci.hosts.shared import Hosts
+from images import index
 from images.build import build_image
 from images.cache import Cache
 from images.digest import Digest
@@ -89,3 +92,24 @@ def test_hashing_and_writing(tmp_path: Path) -> None:
     build_image(world.plan(), OciLayout(tmp_path / "out"), world.cache, lines.append)
     assert shown(lines, r"checking the inputs of packages of the worker \(1 wheels\)")
     assert shown(lines, r"writing packages of the worker \(1 wheels\)")
+
+
+def test_wheels_are_measured_while_pip_removes_their_folders(tmp_path: Path) -> None:
+    """Rule: a step that goes well is not ended by whoever tells how far it is."""
+    (tmp_path / "kept.whl").write_bytes(b"12345")
+    over = threading.Event()
+
+    def remove_and_make() -> None:
+        while not over.is_set():
+            folder = tmp_path / "a" / "b" / "c"
+            folder.mkdir(parents=True)
+            (folder / "gone.whl").touch()
+            shutil.rmtree(tmp_path / "a")
+
+    pip = threading.Thread(target=remove_and_make)
+    pip.start()
+    try:
+        assert {index._size_of_wheels(tmp_path) for _ in range(2000)} == {5}
+    finally:
+        over.set()
+        pip.join()
